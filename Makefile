@@ -1,0 +1,67 @@
+# Each target does all its own set-up, in .venv, from a machine that has python3 (3.11 or newer) and make.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+demo: $(READY) ## denoise a photograph on two nodes; the pictures go to demo-output/
+	$(PY) -m dsm demo --output demo-output
+
+test: $(READY) ## all tests, on every core (ARGS="-k barrier" adds to the command)
+	$(PY) -m pytest -n auto $(ARGS)
+
+lint: $(READY) ## ruff (rules and format) and mypy --strict
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
+	$(PY) -m benchmarks.fault_latency
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed again whenever what is to be installed has changed. A .venv that is broken or half made is made anew.
+$(READY): pyproject.toml constraints.txt
+	@$(PY) -c '$(is_venv)' 2>/dev/null || { $(find_python); $(need_venv); echo "setting up $(VENV)"; "$$python" -m venv --clear $(VENV); }
+	@$(PY) -m pip --require-virtualenv install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	@$(PY) -m pip --require-virtualenv install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --no-build-isolation --editable '.[demo,dev]'
+	@touch $@
+
+is_venv := import pip, sys; sys.exit(sys.prefix == sys.base_prefix)
+
+# Sets $python to the first Python that is new enough. A name may exist and still not run (version managers).
+define find_python
+python=; \
+for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+    echo "dsm needs Python 3.11 or newer. Found: $$(python3 --version 2>&1 || echo 'no python3')." >&2; \
+    echo "Install one (for example: apt-get install python3.12 python3.12-venv), or name one: make PYTHON=/path/to/python3.12" >&2; \
+    exit 1; \
+fi
+endef
+
+# Debian and Ubuntu ship python3 without ensurepip, which venv needs.
+define need_venv
+if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+    package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "installing $$package"; \
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$package" >/dev/null || exit 1; \
+    else \
+        echo "Python's venv module is incomplete here. Run: sudo apt-get install $$package" >&2; \
+        exit 1; \
+    fi; \
+fi
+endef
+
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help

@@ -1,0 +1,26 @@
+"""``python -m directory``: the directory as a program."""
+
+from __future__ import annotations
+
+import click
+
+from directory.service import Directory
+from dsm import daemon
+
+
+@click.command()
+@click.option(
+    "--listen", default="tcp://127.0.0.1:7400", show_default=True, help="tcp://IP:PORT; port * is any free one."
+)
+@click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
+@click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
+def main(listen: str, ready_fd: int | None, with_parent: bool) -> None:
+    """Keep the ownership of pages, the registry of regions, locks and the membership of one cluster."""
+    with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
+        directory = Directory(listen)
+        daemon.on_stop(directory.stop)
+        ready(directory.address)
+    directory.serve()
+
+
+main(prog_name="dsm directory")

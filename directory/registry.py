@@ -1,0 +1,126 @@
+"""The regions by name: pure. A region lives until it is unlinked and the last node has detached."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dsm.constants import PAGE_BYTES, REGIONS_MAX
+from dsm.errors import RegionExists, RegionMismatch, RegionNotFound, RegionTooLarge
+from dsm.geometry import check_size
+from dsm.wire import Open
+
+OPEN_OR_CREATE: Final = 0
+MUST_NOT_EXIST: Final = 1
+MUST_EXIST: Final = 2
+
+
+class Region:
+    """What the registry knows of one region.
+
+    ``nodes`` are attached, with how often each has opened it and not closed it; ``known`` ever were and may keep pages.
+    """
+
+    __slots__ = ("known", "name", "nodes", "number", "options", "page_size", "size", "unlinked")
+
+    def __init__(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> None:
+        self.number = number
+        self.name = name
+        self.size = size
+        self.page_size = page_size
+        self.options = options
+        self.nodes: dict[int, int] = {}
+        self.known: set[int] = set()
+        self.unlinked = False
+
+
+class Registry:
+    """Regions by name and by number."""
+
+    def __init__(self) -> None:
+        self.regions: dict[int, Region] = {}
+        self._names: dict[str, int] = {}
+        self._last = 0
+
+    def open(self, node: int, m: Open) -> tuple[Region, bool]:
+        """The region that is meant, with ``node`` attached, and whether it is new. Raises what the caller did wrong."""
+        number = self._names.get(m.name)
+        if number is None:
+            region = self._create(m)
+        else:
+            region = self.regions[number]
+            _check_same(region, m)
+        region.nodes[node] = region.nodes.get(node, 0) + 1
+        region.known.add(node)
+        return region, number is None
+
+    def _create(self, m: Open) -> Region:
+        if m.create == MUST_EXIST or not m.size:
+            raise RegionNotFound(f"there is no region {m.name!r}: give a size or a shape to create it")
+        page_size = m.page_size or PAGE_BYTES
+        check_size(m.size, page_size)
+        if len(self.regions) >= REGIONS_MAX:
+            raise RegionTooLarge(f"the directory keeps {REGIONS_MAX} regions at most: unlink some")
+        self._last += 1
+        region = Region(self._last, m.name, m.size, page_size, m.options)
+        self.regions[region.number] = region
+        self._names[m.name] = region.number
+        return region
+
+    def close(self, node: int, number: int, opens: int) -> set[int]:
+        """A node takes ``opens`` of its opens back. The nodes to tell to forget the region, if it is over."""
+        region = self.regions.get(number)
+        if region is None or node not in region.nodes:
+            return set()
+        region.nodes[node] -= opens
+        if region.nodes[node] <= 0:
+            del region.nodes[node]
+        return self._destroy_if_over(region)
+
+    def unlink(self, name: str) -> tuple[int, set[int]]:
+        """Free the name. The region's number and the nodes to tell to forget it, if nobody is attached any more."""
+        number = self._names.pop(name, None)
+        if number is None:
+            raise RegionNotFound(f"there is no region {name!r} to unlink")
+        region = self.regions[number]
+        region.unlinked = True
+        return number, self._destroy_if_over(region)
+
+    def forget_node(self, node: int) -> dict[int, set[int]]:
+        """A node has left. The regions that are over with it, each with the nodes to tell."""
+        over: dict[int, set[int]] = {}
+        for region in list(self.regions.values()):
+            region.known.discard(node)
+            if region.nodes.pop(node, 0):
+                told = self._destroy_if_over(region)
+                if region.number not in self.regions:
+                    over[region.number] = told
+        return over
+
+    def _destroy_if_over(self, region: Region) -> set[int]:
+        if not region.unlinked or region.nodes:
+            return set()
+        del self.regions[region.number]
+        return region.known
+
+
+def _check_same(region: Region, m: Open) -> None:
+    if m.create == MUST_NOT_EXIST:
+        raise RegionExists(f"region {region.name!r} exists already: attach without create=True, or unlink it first")
+    differs = _difference(region, m)
+    if differs:
+        what, theirs, ours = differs
+        raise RegionMismatch(
+            f"region {region.name!r} exists with {what} {theirs}, not {ours}: "
+            f"attach with what it has (dsm.attach({region.name!r}) takes it over), or unlink it first"
+        )
+
+
+def _difference(region: Region, m: Open) -> tuple[str, object, object] | None:
+    if m.page_size and m.page_size != region.page_size:
+        return "page size", region.page_size, m.page_size
+    for key in ("shape", "dtype"):
+        if key in m.options and m.options[key] != region.options.get(key):
+            return key, region.options.get(key), m.options[key]
+    if m.size and m.size != region.size:
+        return "size", region.size, m.size
+    return None

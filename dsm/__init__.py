@@ -1,0 +1,68 @@
+"""Distributed shared memory for Python: an ordinary numpy array that every process of every host reads and writes.
+
+>>> import dsm
+>>> grid = dsm.attach("grid", shape=(1024, 1024), dtype="f8").array  # doctest: +SKIP
+
+``help(dsm.attach)`` is enough to start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from dsm import errors
+from dsm.errors import DsmError
+
+if TYPE_CHECKING:
+    from dsm.region import Region, attach
+    from dsm.sync import Barrier, Lock
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Barrier",
+    "DsmError",
+    "Lock",
+    "Region",
+    "__version__",
+    "attach",
+    "errors",
+    "rank",
+    "world_size",
+]
+
+_LAZY = {"Barrier": "dsm.sync", "Lock": "dsm.sync", "Region": "dsm.region", "attach": "dsm.region"}
+"""What only applications need: the services import dsm, too, for its vocabulary."""
+
+
+def rank() -> int:
+    """The number of this process among those that ``dsm run`` started, from 0; 0 outside of it."""
+    return _from_environment("DSM_RANK", 0)
+
+
+def world_size() -> int:
+    """How many processes ``dsm run`` started; 1 outside of it."""
+    return _from_environment("DSM_WORLD_SIZE", 1)
+
+
+def _from_environment(name: str, otherwise: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return otherwise
+    if not text.isdecimal():
+        raise errors.InvalidArgument(f"{name} is {text!r}, not a number: `dsm run` sets it, nobody else should")
+    return int(text)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dsm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

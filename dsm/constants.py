@@ -1,0 +1,65 @@
+"""Every number of dsm, with its unit and its reason. Relations between them are asserted at the end."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+"""First field of every message. A peer that speaks another version is refused by name."""
+
+# --- pages -------------------------------------------------------------------------------------
+
+PAGE_BYTES: Final = 4096
+"""The kernel's page and the default page of a region. A region's page is a multiple of it."""
+
+EXTENT_BYTES: Final = 2 << 20
+"""Pages map to directory shards by extent, and write-protect markers are installed by extent:
+one page-table page's worth, so arming an extent costs one 4 KiB page-table page."""
+
+FRAME_BYTES: Final = 64 << 10
+"""Page data travels in frames of this size: the fastest over pyzmq (DESIGN.md, decision 11)."""
+
+REGION_BYTES_MAX: Final = 1 << 47
+"""The user half of a 48-bit address space: nothing larger can be mapped."""
+
+REGIONS_MAX: Final = 1 << 20
+NODES_MAX: Final = (1 << 16) - 1
+NAME_CHARS_MAX: Final = 255
+
+# --- forward progress --------------------------------------------------------------------------
+
+HOLD_US: Final = 250
+"""How long a page that arrived for a waiting thread stays (Mirage's delta): a few context switches."""
+
+# --- membership --------------------------------------------------------------------------------
+
+HEARTBEAT_S: Final = 1.0
+LEASE_S: Final = 15.0
+"""A node silent for this long has left. Generous: a stopped laptop or a loaded CI machine is not a death."""
+
+# --- time-outs of things that answer at once when they are there at all -------------------------
+
+CONNECT_TIMEOUT_S: Final = 5.0
+"""How long a node waits for its directory, and an application for its node, before saying so."""
+START_TIMEOUT_S: Final = 20.0
+"""How long the launcher waits for a service that it started to say that it is ready."""
+STOP_TIMEOUT_S: Final = 5.0
+"""How long a service may take to leave after SIGTERM before it is killed."""
+
+# --- sizes of messages -------------------------------------------------------------------------
+
+CONTROL_BYTES_MAX: Final = 1 << 20
+"""No control message is larger; a larger one is dropped before it is read."""
+LOCAL_BYTES_MAX: Final = 128 << 10
+"""One SEQPACKET message between an application and its node: below the default socket buffer."""
+
+# --- read-ahead --------------------------------------------------------------------------------
+
+WINDOW_PAGES_MIN: Final = 4
+WINDOW_BYTES_MAX: Final = 512 << 10
+PREFETCH_EXTENTS: Final = 4
+"""Extents of an explicit prefetch that are in flight together: enough to keep the owner's sender busy."""
+
+assert EXTENT_BYTES % FRAME_BYTES == 0 and FRAME_BYTES % PAGE_BYTES == 0
+assert HEARTBEAT_S * 5 <= LEASE_S
+assert WINDOW_BYTES_MAX <= EXTENT_BYTES

@@ -1,0 +1,48 @@
+"""What a service owes to whoever started it: one line when it is ready or cannot start, and to end when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+from dsm import memory
+from dsm.errors import DsmError
+
+
+@contextlib.contextmanager
+def starting(program: str, ready_fd: int | None, with_parent: bool) -> Iterator[Callable[[str], None]]:
+    """Yields the function that says ``ready <address>``.
+
+    A :class:`DsmError` in the body becomes ``error <name> <text>`` on the same descriptor, one line on stderr and exit
+    code 1. ``with_parent``: SIGTERM comes when the process that started this one ends.
+    """
+    if with_parent:
+        memory.die_with_parent(signal.SIGTERM)
+    level = logging.WARNING if with_parent else logging.INFO
+    logging.basicConfig(level=level, format=f"%(asctime)s {program}: %(message)s")
+    try:
+        yield lambda address: _tell(ready_fd, f"ready {address}")
+    except DsmError as error:
+        _tell(ready_fd, f"error {type(error).__name__} {error}")
+        print(f"{program}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def on_stop(stop: Callable[[], None]) -> None:
+    """Call ``stop`` at SIGTERM and SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+
+
+def _tell(ready_fd: int | None, line: str) -> None:
+    if ready_fd is None:
+        return
+    try:
+        os.write(ready_fd, line.replace("\n", " ").encode() + b"\n")
+    except BrokenPipeError:  # whoever started this service has gone meanwhile
+        raise SystemExit(1) from None
+    os.close(ready_fd)

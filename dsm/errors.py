@@ -1,0 +1,116 @@
+"""Everything dsm raises, as one tree. Each error is also the builtin that fits.
+
+::
+
+    DsmError
+    ├── InvalidArgument          (ValueError)       an argument that can never be right
+    │   └── RegionTooLarge                          beyond what can be mapped
+    ├── RegionNotFound           (FileNotFoundError)
+    ├── RegionExists             (FileExistsError)  create=True and the name is taken
+    ├── RegionMismatch           (ValueError)       exists with another size, shape, dtype or page size
+    ├── RegionClosed             (ValueError)       used after close()
+    ├── NodeUnreachable          (ConnectionError)  no agent answers on the local socket
+    ├── NodeExhausted            (OSError)          the agent has no descriptor left for one more mapping
+    ├── DirectoryUnreachable     (ConnectionError)
+    ├── NodeNameInUse            (FileExistsError)  another live node has this name
+    ├── VersionMismatch          (ConnectionError)  the other side speaks another protocol version
+    ├── PermissionDenied         (PermissionError)  the agent belongs to somebody else
+    ├── UserfaultfdUnavailable   (OSError)          kernel, device or privilege is missing; `dsm doctor` says which
+    ├── OperationTimeout         (TimeoutError)
+    ├── LockNotHeld              (RuntimeError)     release of a lock that is not held
+    ├── BarrierMismatch          (ValueError)       joined with another number of parties
+    ├── BrokenBarrier            (threading.BrokenBarrierError)
+    └── ProtocolError            (RuntimeError)     a message or event that the rules do not allow
+"""
+
+from __future__ import annotations
+
+import threading
+
+
+class DsmError(Exception):
+    """Base of everything dsm raises. Every subclass is at once the builtin that fits."""
+
+
+class InvalidArgument(DsmError, ValueError):
+    """An argument that can never be right; nothing was changed."""
+
+
+class RegionTooLarge(InvalidArgument):
+    """A size beyond what the file system or the address space allows."""
+
+
+class RegionNotFound(DsmError, FileNotFoundError):
+    """No region of that name, and no size or shape was given to create one."""
+
+
+class RegionExists(DsmError, FileExistsError):
+    """``create=True`` and the name is taken."""
+
+
+class RegionMismatch(DsmError, ValueError):
+    """The region exists with another size, shape, dtype or page size."""
+
+
+class RegionClosed(DsmError, ValueError):
+    """The region was used after ``close()``."""
+
+
+class NodeUnreachable(DsmError, ConnectionError):
+    """No node agent answers on the local socket."""
+
+
+class NodeExhausted(DsmError, OSError):
+    """The node agent has no descriptor left for one more connection or mapping."""
+
+
+class DirectoryUnreachable(DsmError, ConnectionError):
+    """The directory does not answer."""
+
+
+class NodeNameInUse(DsmError, FileExistsError):
+    """Another live node has this name."""
+
+
+class VersionMismatch(DsmError, ConnectionError):
+    """The other side speaks another version of the protocol."""
+
+
+class PermissionDenied(DsmError, PermissionError):
+    """The node agent belongs to another user, or a file may not be opened."""
+
+
+class UserfaultfdUnavailable(DsmError, OSError):
+    """The kernel, the device or the privilege for userfaultfd is missing; ``dsm doctor`` says which."""
+
+
+class OperationTimeout(DsmError, TimeoutError):
+    """The operation did not finish within the time-out given."""
+
+
+class LockNotHeld(DsmError, RuntimeError):
+    """Release of a lock that this process does not hold."""
+
+
+class BarrierMismatch(DsmError, ValueError):
+    """A barrier was joined with another number of parties than it has."""
+
+
+class BrokenBarrier(DsmError, threading.BrokenBarrierError):
+    """The barrier was aborted, reset, or one of its parties timed out."""
+
+
+class ProtocolError(DsmError, RuntimeError):
+    """A message or an event that the rules do not allow; the text tells the story."""
+
+
+def _tree(base: type[DsmError]) -> dict[str, type[DsmError]]:
+    found = {base.__name__: base}
+    for child in base.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_wire(name: str, text: str) -> DsmError:
+    """The error that another process named, to raise here. An unknown name becomes a plain ``DsmError``."""
+    return _tree(DsmError).get(name, DsmError)(text)

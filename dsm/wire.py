@@ -1,0 +1,459 @@
+"""The messages, and the one place where bytes become messages.
+
+A control message is a MessagePack array ``[version, kind, field, ...]``. Every field is checked on arrival against
+the annotation of the message's class; what does not fit raises :class:`~dsm.errors.ProtocolError` and changes
+nothing. Page data never passes through here: it travels beside a :class:`Data` message as a raw frame.
+
+The messages between services are also the events of the pure machines: one vocabulary, no translation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
+
+import msgpack
+
+from dsm import constants
+from dsm.errors import ProtocolError, VersionMismatch
+
+
+class Bounds(NamedTuple):
+    """Inclusive limits: of the value of an int, of the length of a str, bytes or list."""
+
+    low: int
+    high: int
+
+
+Flag = bool
+U8 = Annotated[int, Bounds(0, 2**8 - 1)]
+U16 = Annotated[int, Bounds(0, 2**16 - 1)]
+U32 = Annotated[int, Bounds(0, 2**32 - 1)]
+U64 = Annotated[int, Bounds(0, 2**63 - 1)]
+"""Page numbers, sizes and addresses; below 2**63 so that they fit the kernel's signed offsets."""
+I64 = Annotated[int, Bounds(-(2**63), 2**63 - 1)]
+Name = Annotated[str, Bounds(1, constants.NAME_CHARS_MAX)]
+Text = Annotated[str, Bounds(0, 4096)]
+Options = Annotated[dict[str, Any], Bounds(0, 64)]
+"""Region options travel as a map, so that later ones need no new message."""
+
+# Operations of a Request. EVICT gives a clean copy back.
+READ: Final = 0
+WRITE: Final = 1
+EVICT: Final = 2
+
+DIRECTORY: Final = 0
+"""The directory's address among node ids; nodes count from 1."""
+
+
+# --- pages: node -> directory ---------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """Pages ``[start, start + count)`` are wanted. ``generation`` numbers the sender's requests; every answer repeats
+    it. ``ahead``: nobody waits for them; a write is then granted only where no page was ever touched."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    op: U8
+    ahead: Flag
+
+
+class Done(NamedTuple):
+    """The requester has everything a transaction owed it: the directory may start the next one on these pages."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+
+
+class GaveUp(NamedTuple):
+    """The answer to Orphan of a requester that has not got everything: the transaction is over without it."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+
+
+# --- pages: directory -> node ---------------------------------------------------------------------
+
+
+class Grant(NamedTuple):
+    """To the requester, where no data travels: it has a copy already, the pages were never written (``zero``), or it
+    may drop them (EVICT). Complete once ``acks`` other nodes have acknowledged."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    acks: U16
+    zero: Flag
+
+
+class Fetch(NamedTuple):
+    """To the owner: send these pages to ``requester``, keeping a read-only copy (``keep``) or none. ``acks`` and
+    ``generation`` are passed on with the data."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    requester: U16
+    acks: U16
+    keep: Flag
+    ahead: Flag
+
+
+class Invalidate(NamedTuple):
+    """To a sharer: drop these pages, then acknowledge to ``requester``."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    requester: U16
+
+
+class Refuse(NamedTuple):
+    """To the requester: not granted. Threads that wait ask again; a prefetch or an eviction is over."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+
+
+class Orphan(NamedTuple):
+    """To the requester: the owner has gone. Unless everything has come already, give the pages up and say GaveUp."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+
+
+class Lost(NamedTuple):
+    """To the requester: the only copy of these pages was on the node named ``node``, which is gone."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    node: Name
+
+
+# --- pages: node -> node --------------------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """Pages ``[start, start + count)`` of the transaction ``[first, first + total)``; a raw frame follows."""
+
+    region: U32
+    generation: U32
+    first: U64
+    total: U32
+    start: U64
+    count: U32
+    acks: U16
+
+
+class Ack(NamedTuple):
+    """The copy of ``sender`` is gone; ``start`` names the transaction as its first page."""
+
+    region: U32
+    generation: U32
+    start: U64
+    sender: U16
+
+
+# --- membership -----------------------------------------------------------------------------------
+
+
+class Join(NamedTuple):
+    name: Name
+    address: Name
+
+
+class Welcome(NamedTuple):
+    node: U16
+
+
+class Member(NamedTuple):
+    """A node has arrived; sent to every node, and to a newcomer once for every node that is there."""
+
+    node: U16
+    name: Name
+    address: Name
+
+
+class MemberLeft(NamedTuple):
+    node: U16
+    reason: Text
+
+
+class Heartbeat(NamedTuple):
+    applications: U32
+
+
+class Leave(NamedTuple):
+    """The sender is going; it holds no page any more that anybody will get."""
+
+
+class Fenced(NamedTuple):
+    """The sender of the message just received is no member (any more): it must stop."""
+
+    reason: Text
+
+
+# --- questions with one answer, in both worlds (node -> directory, application -> node) ---------------
+
+
+class Failure(NamedTuple):
+    """The answer to ``ticket`` is an error of :mod:`dsm.errors`."""
+
+    ticket: U32
+    error: Name
+    text: Text
+
+
+class Answer(NamedTuple):
+    ticket: U32
+    value: Options
+
+
+class Open(NamedTuple):
+    """Open or create a region. ``size`` 0: must exist. ``create``: 0 open or create, 1 must not exist, 2 must exist."""
+
+    ticket: U32
+    name: Name
+    size: U64
+    page_size: U32
+    create: U8
+    options: Options
+
+
+class Opened(NamedTuple):
+    ticket: U32
+    region: U32
+    size: U64
+    page_size: U32
+    options: Options
+
+
+class Close(NamedTuple):
+    """The last application of the sending node has detached from the region, which it had opened ``opens`` times; an
+    Open that crosses this message on its way is not among them, and keeps the node attached."""
+
+    region: U32
+    opens: U32
+
+
+class Unlink(NamedTuple):
+    ticket: U32
+    name: Name
+
+
+class Destroy(NamedTuple):
+    """To every node that opened it: the region is unlinked and nobody is attached; forget its pages."""
+
+    region: U32
+
+
+class Query(NamedTuple):
+    """``what``: "status" (of the cluster) or "owners" (``region``, ``start``, ``count``: who owns each page)."""
+
+    ticket: U32
+    what: Name
+    region: U32
+    start: U64
+    count: U32
+
+
+# --- synchronisation (application -> node -> directory, and back) ------------------------------------
+
+
+class Acquire(NamedTuple):
+    ticket: U32
+    name: Name
+    wait: Flag
+
+
+class Release(NamedTuple):
+    """``holder`` is the ticket with which the lock was acquired."""
+
+    ticket: U32
+    name: Name
+    holder: U32
+
+
+class Arrive(NamedTuple):
+    """Wait at a barrier of ``parties``."""
+
+    ticket: U32
+    name: Name
+    parties: U32
+
+
+class BarrierReset(NamedTuple):
+    """Wake everybody who waits with an error; ``broken``: and leave the barrier broken (abort)."""
+
+    ticket: U32
+    name: Name
+    parties: U32
+    broken: Flag
+
+
+class Inspect(NamedTuple):
+    """How a lock (``parties`` 0) or a barrier stands; answered with a map, changes nothing."""
+
+    ticket: U32
+    name: Name
+    parties: U32
+
+
+class Cancel(NamedTuple):
+    """Give up waiting on ``ticket``. Answered on that ticket: with Cancelled, or with what overtook it."""
+
+    ticket: U32
+
+
+class Cancelled(NamedTuple):
+    ticket: U32
+
+
+class Granted(NamedTuple):
+    """The lock is yours, or the barrier is full (``value``: arrival index), or the release is done."""
+
+    ticket: U32
+    value: I64
+
+
+# --- application -> node (Unix socket), and back --------------------------------------------------------
+
+
+class Attach(NamedTuple):
+    """As Open. Answered with Attached and the descriptors: memfd, and /dev/userfaultfd where the node may open it."""
+
+    name: Name
+    size: U64
+    page_size: U32
+    create: U8
+    options: Options
+
+
+class Attached(NamedTuple):
+    region: U32
+    size: U64
+    page_size: U32
+    options: Options
+    node: Name
+
+
+class Mapped(NamedTuple):
+    """The region is mapped at ``address`` and registered with the userfaultfd that comes with this message."""
+
+    address: U64
+
+
+class Ready(NamedTuple):
+    """Done; the answer to whatever has nothing to tell."""
+
+
+class Prefetch(NamedTuple):
+    """Bytes ``[start, stop)`` of the attached region; answered with Ready when all of them have been here."""
+
+    start: U64
+    stop: U64
+    write: Flag
+
+
+class StatsQuery(NamedTuple):
+    """Statistics of the attached region on this node; answered with Answer."""
+
+
+MESSAGES: Final[tuple[type[Any], ...]] = (
+    Request, Done, Grant, Fetch, Invalidate, Refuse, Lost, Data, Ack,
+    Join, Welcome, Member, MemberLeft, Heartbeat, Leave, Fenced,
+    Failure, Answer, Open, Opened, Close, Unlink, Destroy, Query,
+    Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
+    Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
+    Orphan, GaveUp,
+)  # fmt: skip
+"""The position is the kind on the wire: append, never reorder."""
+
+Message = tuple[Any, ...]
+"""Any of MESSAGES."""
+
+_KIND: Final = {cls: kind for kind, cls in enumerate(MESSAGES)}
+_HEAD: Final = {cls: (constants.PROTOCOL_VERSION, kind) for cls, kind in _KIND.items()}
+
+
+def _field(annotation: Any) -> tuple[type, Any, Any, bool]:
+    """The type that an annotation allows, the lowest and the highest value, and whether these are of its length."""
+    if annotation is bool:
+        return bool, False, True, False
+    kind, bounds = get_args(annotation)
+    return getattr(kind, "__origin__", kind), *bounds, kind is not int
+
+
+_FIELDS: Final = [(cls, tuple(map(_field, get_type_hints(cls, include_extras=True).values()))) for cls in MESSAGES]
+
+_OPTIONS_DEPTH_MAX: Final = 8
+_PLAIN: Final = frozenset((int, float, str, bytes, bool, type(None)))
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """May any code compare, print and keep this value: no extension types, maps by name only, not too deep?"""
+    if type(value) in _PLAIN:
+        return True
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    if isinstance(value, dict):
+        return depth > 0 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
+    return False
+
+
+_packb = msgpack.Packer(autoreset=True).pack
+_unpackb = msgpack.unpackb
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message of :data:`MESSAGES`."""
+    packed: bytes = _packb(_HEAD[type(message)] + message)
+    return packed
+
+
+def decode(data: bytes) -> Message:
+    """The message in ``data``.
+
+    Raises :class:`VersionMismatch` if the sender speaks another version, :class:`ProtocolError` for anything that is
+    not a message.
+    """
+    try:
+        parts = _unpackb(data, use_list=True)
+    except Exception as error:  # msgpack raises half a dozen unrelated kinds for malformed input
+        raise ProtocolError(f"not a MessagePack message: {type(error).__name__}") from error
+    if type(parts) is not list or len(parts) < 2 or type(parts[0]) is not int:
+        raise ProtocolError("not a message: an array [version, kind, field, ...] was expected")
+    version, kind = parts[0], parts[1]
+    if version != constants.PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"the other side speaks protocol version {version}, this side {constants.PROTOCOL_VERSION}: "
+            "install the same release of dsm on every host"
+        )
+    if type(kind) is not int or not 0 <= kind < len(_FIELDS):
+        raise ProtocolError("unknown kind of message")
+    cls, specs = _FIELDS[kind]
+    fields = parts[2:]
+    if len(fields) != len(specs):
+        raise ProtocolError(f"{cls.__name__} has {len(specs)} fields, {len(fields)} came")
+    for value, (expected, low, high, sized) in zip(fields, specs):  # noqa: B905  (lengths compared; strict= costs time)
+        if type(value) is not expected or not low <= (len(value) if sized else value) <= high:  # type: ignore[arg-type]
+            raise ProtocolError(f"{cls.__name__} with a field out of its range")
+        if expected is dict and not _is_plain(value, _OPTIONS_DEPTH_MAX):
+            raise ProtocolError(f"{cls.__name__} with a map of something else than plain values by name")
+    message: Message = cls(*fields)
+    return message

@@ -1,0 +1,81 @@
+"""``python -m nodes``: the node agent as a program."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from dsm import daemon, local, memory, uffd
+from dsm.errors import DsmError, UserfaultfdUnavailable
+from nodes.agent import Agent
+
+
+@click.command()
+@click.option("--directory", default="tcp://127.0.0.1:7400", show_default=True, help="Where the directory listens.")
+@click.option("--listen", default="tcp://127.0.0.1:7401", show_default=True, help="tcp://IP:PORT for the other nodes.")
+@click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")
+@click.option("--name", help="Name of this node, unique in the cluster.  [default: the host's name]")
+@click.option("--group", help="Let the members of this Unix group use the node, too.")
+@click.option(
+    "--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once the node has joined."
+)
+@click.option(
+    "--with-parent", is_flag=True, help="End, with all attached applications, when the starting process ends."
+)
+@click.option("--exit-when-idle", is_flag=True, help="End when the last application has left.")
+def main(
+    directory: str,
+    listen: str,
+    path: Path | None,
+    name: str | None,
+    group: str | None,
+    ready_fd: int | None,
+    with_parent: bool,
+    exit_when_idle: bool,
+) -> None:
+    """Serve shared memory to the applications of this host."""
+    # Every mapping of every application costs a descriptor; systems still start programs with 1024.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with daemon.starting("dsm node", ready_fd, with_parent) as ready:
+        _check_host()
+        agent = Agent(
+            directory,
+            listen,
+            path or local.runtime_directory() / "node.sock",
+            name or socket.gethostname(),
+            group,
+            end_applications=with_parent,
+            exit_when_idle=exit_when_idle,
+        )
+        daemon.on_stop(agent.stop)
+        ready(agent.links.address)
+    # The loop makes no reference cycles on its way; a full collection in the middle of a fault would be a pause.
+    gc.freeze()
+    gc.disable()
+    try:
+        agent.serve()
+    except DsmError as error:
+        print(f"dsm node: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _check_host() -> None:
+    """Raise what would otherwise be found out at the first fault, or never."""
+    device = uffd.open_device()
+    uffd.probe(device)
+    if device is not None:
+        os.close(device)
+    if not memory.fills_single_pages():
+        raise UserfaultfdUnavailable(
+            "this host gives huge pages to memory files, so that a page would bring neighbours nobody wrote: "
+            "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+        )
+
+
+main(prog_name="dsm node")

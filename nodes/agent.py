@@ -1,0 +1,385 @@
+"""The node agent: one thread, one loop over ZeroMQ, userfaultfds and the Unix socket, around the pure machine.
+
+Order matters in one place only: effects of the machine are carried out in the order in which it returned them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from dsm import constants, errors, local, memory, transport, wire
+from dsm.geometry import pages_per_frame
+from dsm.uffd import FLAG_WP, FLAG_WRITE
+from nodes import machine
+from nodes.applications import Applications
+from nodes.links import Links
+from nodes.memory import Mapping, RegionMemory
+
+log = logging.getLogger("dsm.node")
+
+_UNUSED_S: Final = 30.0
+"""How long an agent that leaves with its last application waits for its first."""
+
+_NOW_NS: Final = time.perf_counter_ns
+
+
+class _Bulk:
+    """Pages on their way to a peer, a frame at a time, so that whatever somebody waits for goes in between."""
+
+    __slots__ = ("at", "fetch")
+
+    def __init__(self, fetch: wire.Fetch) -> None:
+        self.fetch = fetch
+        self.at = fetch.start
+
+
+class Agent:
+    """The agent of one host, joined to ``directory`` and listening for peers on ``listen`` (``tcp://IP:PORT``) and for
+    applications on the Unix socket ``path``.
+
+    ``end_applications``: kill those still attached when it stops. ``exit_when_idle``: stop when the last one has left.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        listen: str,
+        path: Path,
+        name: str,
+        group: str | None,
+        *,
+        end_applications: bool,
+        exit_when_idle: bool,
+    ) -> None:
+        self.name = name
+        self.started_s = time.monotonic()
+        self.path = path
+        listener = local.listen(path, group)
+        try:
+            self.links = Links(directory, listen, name)
+        except BaseException:
+            listener.close()
+            path.unlink(missing_ok=True)
+            raise
+        self.machine = machine.NodeMachine(self.links.node)
+        self.regions: dict[int, RegionMemory] = {}
+        self.rejected = 0
+        self._end_applications = end_applications
+        self._exit_when_idle = exit_when_idle
+        self._running = True
+        self._fenced = False
+        self._epoll = select.epoll()
+        self._on: dict[int, Callable[[], None]] = {}
+        # zmq_poll looks at each thing it watches: so all descriptors, which may be hundreds, are one of them.
+        self._watched: list[tuple[transport.Socket | int, int]] = [
+            (self.links.inbox, transport.READABLE),
+            (self.links.directory, transport.READABLE),
+            (self._epoll.fileno(), transport.READABLE),
+        ]
+        self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
+        self._timer = memory.Timer()
+        self._holds: deque[tuple[int, int, int]] = deque()  # when over (ns), region, page
+        self._bulk: deque[_Bulk] = deque()
+        self._served: Mapping | None = None  # whose threads the last Install has woken
+        self._next_heartbeat_s = 0.0
+        self.applications = Applications(self, listener, group is not None)
+        self._effects: dict[type[Any], Callable[[Any], None]] = {
+            machine.Install: self._install,
+            machine.Resume: self._resume,
+            machine.Unprotect: self._unprotect,
+            machine.Supply: self._supply,
+            machine.Drop: self._drop,
+            machine.Send: self._send,
+            machine.Hold: self._hold,
+            machine.Finished: self._finished,
+            machine.Poison: self._poison,
+        }
+        self._messages: dict[type[Any], Callable[[Any], None]] = {
+            wire.Member: lambda m: self.links.member(m.node, m.address),
+            wire.MemberLeft: lambda m: self.links.member_left(m.node),
+            wire.Fenced: self._fence,
+            wire.Destroy: self._destroy,
+        }
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        """Call ``handler`` whenever ``fd`` is readable."""
+        self._on[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """No longer; ``fd`` is still open."""
+        if self._on.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def stop(self) -> None:
+        """Make :meth:`serve` return; may be called from a signal handler."""
+        self._running = False
+
+    def serve(self) -> None:
+        """Serve until :meth:`stop`; then leave the cluster. Raises :class:`DsmError` if the directory sent us away."""
+        self.watch(self._timer.fileno(), self._timer.clear)
+        with _wakeup() as woken:
+            self.watch(woken, lambda: _drain(woken))
+            try:
+                while self._running:
+                    self._turn()
+            finally:
+                self._leave()
+        if self._fenced:
+            raise errors.DirectoryUnreachable(
+                "the directory no longer counts this node as a member, so its pages may be stale: "
+                "its applications were ended; start the node again"
+            )
+
+    def _turn(self) -> None:
+        """Wait, then take at most one message of each socket and whatever the descriptors tell."""
+        now = time.monotonic()
+        if now >= self._next_heartbeat_s:
+            self._next_heartbeat_s = now + constants.HEARTBEAT_S
+            self._heartbeat(now)
+        wait_ms = 0 if self._bulk else int((self._next_heartbeat_s - now) * 1000) + 1
+        for ready, _ in transport.wait(self._watched, wait_ms):
+            if ready is self.links.inbox:
+                self._from_peer()
+            elif ready is self.links.directory:
+                self._from_directory(self.links.directory.recv())
+            else:
+                self._local()
+        if self._holds:
+            self._expire_holds()
+        if self._bulk:
+            self._send_frame()
+
+    def _local(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            handler = self._on.get(fd)  # one handled a moment ago may have closed this one
+            if handler is not None:
+                handler()
+        if self._exit_when_idle and self.applications.idle:
+            self.stop()
+
+    def _heartbeat(self, now: float) -> None:
+        self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
+        if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:
+            self.stop()
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def _from_peer(self) -> None:
+        try:
+            message, length = self.links.receive(self._staging.buffer)
+        except errors.DsmError:
+            self.rejected += 1
+            return
+        kind = type(message)
+        if kind is wire.Data:
+            region = self.regions.get(message[0])
+            if region is None or length != message[5] * region.page_size:
+                self.rejected += 1
+                return
+            region.stats.pages_in += message[5]
+            self.run(self.machine.data(message, self._staging))  # type: ignore[arg-type]
+        elif kind is wire.Ack and not length:
+            self.run(self.machine.step(message))
+        else:
+            self.rejected += 1
+
+    def _from_directory(self, data: bytes) -> None:
+        message = wire.decode(data)
+        kind = type(message)
+        if kind in self._messages:
+            self._messages[kind](message)
+        elif kind in self.applications.answers:
+            self.applications.answered(message)
+        else:
+            self.run(self.machine.step(message))
+
+    def _destroy(self, m: wire.Destroy) -> None:
+        region = self.regions.pop(m.region, None)
+        self.machine.remove_region(m.region)
+        self._bulk = deque(job for job in self._bulk if job.fetch.region != m.region)
+        if region is not None:
+            region.close()
+
+    def _fence(self, m: wire.Fenced) -> None:
+        """The others go on without this node: nothing here may be read or written any more."""
+        log.critical("fenced: %s; ending the applications that are attached", m.reason)
+        self._fenced = self._end_applications = True
+        self.stop()
+
+    def _leave(self) -> None:
+        if self._end_applications:
+            self.applications.end_all()
+        self.applications.close()
+        self.links.close()
+        for region in self.regions.values():
+            region.close()
+
+    # -- faults ------------------------------------------------------------------------------------------
+
+    def add_region(self, region: RegionMemory) -> None:
+        """A region is attached on this node for the first time."""
+        self.regions[region.number] = region
+        self.machine.add_region(region.number, region.pages, region.page_size)
+
+    def take_in(self, mapping: Mapping) -> bool:
+        """Serve the faults of a new mapping. False if its process has gone already."""
+        if not mapping.region.take_in(mapping):
+            return False
+        self.watch(mapping.uffd.fileno(), lambda: self._faults(mapping))
+        return True
+
+    def drop_mapping(self, mapping: Mapping) -> None:
+        """An application has detached."""
+        region = mapping.region
+        self.unwatch(mapping.uffd.fileno())
+        region.mappings.remove(mapping)
+        mapping.uffd.close()
+        self.machine.forget_waiter(region.number, mapping)
+
+    def _faults(self, mapping: Mapping) -> None:
+        region = mapping.region
+        now = _NOW_NS()
+        for flags, address in mapping.uffd.faults():
+            page = (address - mapping.address) // region.page_size
+            write = flags & (FLAG_WRITE | FLAG_WP) != 0
+            effects = self.machine.fault(region.number, page, write, mapping)
+            local_only = bool(effects) and type(effects[0]) is machine.Resume
+            if page not in mapping.since:
+                kind = "local" if local_only else "upgrade" if flags & FLAG_WP else "write" if write else "read"
+                mapping.since[page] = (now, kind)
+            self.run(effects)
+            if not local_only:
+                self._ahead(mapping, page, write)
+
+    def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
+        window = (mapping.writes if write else mapping.reads).fault(page)
+        if window is not None:
+            effects = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
+            mapping.region.stats.pages_ahead += window[1] - window[0]
+            self.run(effects)
+
+    # -- effects -----------------------------------------------------------------------------------------
+
+    def run(self, effects: list[machine.Effect]) -> None:
+        """Carry out what the machine decided, in order."""
+        for effect in effects:
+            self._effects[type(effect)](effect)
+        self._served = None
+
+    def _install(self, e: machine.Install) -> None:
+        region = self.regions[e.region]
+        woken = region.install(e.start, e.count, e.payload, e.write, e.target)
+        if woken and e.count == 1:
+            self._served = e.target
+
+    def _resume(self, e: machine.Resume) -> None:
+        region = self.regions[e.region]
+        for mapping in e.waiters:
+            if mapping is not self._served:
+                region.resume(mapping, e.page, e.write)
+            since = mapping.since.pop(e.page, None)
+            if since is not None:
+                region.stats.faults[since[1]].add(_NOW_NS() - since[0])
+
+    def _unprotect(self, e: machine.Unprotect) -> None:
+        self.regions[e.region].unprotect(e.waiter, e.start, e.count)
+
+    def _drop(self, e: machine.Drop) -> None:
+        region = self.regions[e.region]
+        region.drop(e.start, e.count)
+        region.stats.invalidations += e.count
+
+    def _send(self, e: machine.Send) -> None:
+        self.links.send(e.to, e.message)
+
+    def _hold(self, e: machine.Hold) -> None:
+        self._holds.append((_NOW_NS() + constants.HOLD_US * 1000, e.region, e.page))
+
+    def _finished(self, e: machine.Finished) -> None:
+        self.applications.prefetched(e.waiter)
+
+    def _poison(self, e: machine.Poison) -> None:
+        region = self.regions[e.region]
+        for mapping in e.waiters:
+            mapping.since.pop(e.page, None)
+            _tell(
+                mapping.pid,
+                f"dsm: page {e.page} of region {region.name!r} is lost: node {e.node!r}, which had its only copy, "
+                "is gone; touching it is a bus error",
+            )
+            region.poison(mapping, e.page)
+
+    def _supply(self, e: machine.Supply) -> None:
+        fetch = e.fetch
+        region = self.regions[fetch.region]
+        if e.protect:
+            region.protect(fetch.start, fetch.count)
+        if fetch.ahead or fetch.count > pages_per_frame(region.page_size):
+            self._bulk.append(_Bulk(fetch))
+        else:
+            self._send_pages(region, fetch, fetch.start, fetch.count, False)
+
+    def _send_frame(self) -> None:
+        job = self._bulk[0]
+        region = self.regions[job.fetch.region]
+        stop = job.fetch.start + job.fetch.count
+        count = min(stop - job.at, pages_per_frame(region.page_size))
+        self._send_pages(region, job.fetch, job.at, count, True)
+        job.at += count
+        if job.at == stop:
+            self._bulk.popleft()
+
+    def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
+        payload = region.read(start, count)
+        if not fetch.keep:  # before it is sent: the requester may write as soon as it has arrived
+            region.drop(start, count)
+            region.stats.invalidations += count
+        data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
+        self.links.send_pages(fetch.requester, data, payload, bulk)
+        region.stats.pages_out += count
+
+    def _expire_holds(self) -> None:
+        """End the holds that are over, and wake up for the next if somebody waits for it."""
+        now = _NOW_NS()
+        while self._holds and self._holds[0][0] <= now:
+            _, region, page = self._holds.popleft()
+            self.run(self.machine.hold_expired(region, page))
+        if self._holds and self.machine.deferred:
+            self._timer.set_us(max(1, (self._holds[0][0] - now) // 1000))
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 4096)
+
+
+@contextlib.contextmanager
+def _wakeup() -> Any:
+    """A descriptor that becomes readable when a signal has arrived: epoll would otherwise go back to sleep after it."""
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    try:
+        yield readable
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(readable)
+        os.close(writable)
+
+
+def _tell(pid: int, line: str) -> None:
+    """Write a line where an application writes its errors. It cannot do so itself: it is in a page fault."""
+    log.error("%s (process %d)", line, pid)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/fd/2", "w") as stderr:
+        print(line, file=stderr)

@@ -1,0 +1,405 @@
+"""The local applications: their connections on the Unix socket, and what each of them waits for.
+
+One connection carries one question at a time. What the directory has to answer gets a ticket, under which the
+connection is found again. A connection that closes gives back everything it had: its mapping, its place in a queue,
+its locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dsm import errors, local, wire
+from dsm.constants import PREFETCH_EXTENTS
+from dsm.geometry import pages_in, pages_per_extent, split
+from dsm.uffd import Userfaultfd, open_device
+from nodes.memory import Mapping, RegionMemory
+
+if TYPE_CHECKING:
+    from nodes.agent import Agent
+
+
+class _Connection:
+    __slots__ = ("locks", "mapping", "pid", "pidfd", "region", "sock", "ticket")
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.sock = sock
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.region: RegionMemory | None = None  # attached, or about to be
+        self.mapping: Mapping | None = None
+        self.ticket = 0  # of what it waits for
+        self.locks: dict[str, int] = {}  # held on this connection: the ticket with which each was acquired
+
+    @property
+    def open(self) -> bool:
+        return self.sock.fileno() >= 0
+
+
+class _Prefetch:
+    """What is left of an explicit prefetch, and how many of its extents are on their way."""
+
+    __slots__ = ("connection", "in_flight", "parts", "write")
+
+    def __init__(self, connection: _Connection, parts: list[tuple[int, int]], write: bool) -> None:
+        self.connection = connection
+        self.parts = parts
+        self.write = write
+        self.in_flight = 0
+
+
+class Applications:
+    """All connections of one agent. ``any_user``: whoever may open the socket may use it, else its owner and root."""
+
+    answers = frozenset((wire.Opened, wire.Failure, wire.Answer, wire.Granted, wire.Cancelled))
+    """The kinds of message of the directory that belong to a ticket here."""
+
+    def __init__(self, agent: Agent, listener: socket.socket, any_user: bool) -> None:
+        self._agent = agent
+        self._listener = listener
+        self._any_user = any_user
+        self._device = open_device()
+        self._spare = _spare()
+        self._connections: set[_Connection] = set()
+        self._served_any = False
+        self._last_ticket = 0
+        self._tickets: dict[int, tuple[_Connection, Callable[[_Connection, Any], None]]] = {}
+        self._handlers: dict[type[Any], Callable[[_Connection, Any, list[int]], None]] = {
+            wire.Attach: self._attach,
+            wire.Mapped: self._mapped,
+            wire.Prefetch: self._prefetch,
+            wire.StatsQuery: self._stats,
+            wire.Query: self._query,
+            wire.Unlink: self._unlink,
+            wire.Acquire: self._acquire,
+            wire.Release: self._release,
+            wire.Arrive: self._arrive,
+            wire.BarrierReset: self._forward,
+            wire.Inspect: self._forward,
+            wire.Cancel: self._cancel,
+        }
+        agent.watch(listener.fileno(), self._accept)
+
+    @property
+    def idle(self) -> bool:
+        """Has everybody who came left again?"""
+        return self._served_any and not self._connections
+
+    @property
+    def any_came(self) -> bool:
+        """Did any application ever connect?"""
+        return self._served_any
+
+    def processes(self) -> int:
+        """How many processes are connected."""
+        return len({connection.pid for connection in self._connections})
+
+    def close(self) -> None:
+        """Take no more connections, remove the socket, drop those that are there."""
+        self._agent.path.unlink(missing_ok=True)
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.sock.close()
+            os.close(connection.pidfd)
+        os.close(self._spare)
+        if self._device is not None:
+            os.close(self._device)
+
+    def end_all(self) -> None:
+        """Kill every process that is attached: without an agent it would wait in a page fault for ever."""
+        for connection in self._connections:
+            if connection.mapping is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(connection.pidfd, signal.SIGKILL)
+
+    # -- connections -------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                self._turn_away(error)
+            return  # else it has gone again
+        sock.setblocking(False)
+        try:
+            pid, uid, _ = local.peer(sock)
+            connection = _Connection(sock, pid)
+        except OSError as error:
+            _refuse(sock, _exhausted(error))
+            return
+        self._served_any = True
+        self._connections.add(connection)
+        if not self._any_user and uid not in (0, os.getuid()):
+            text = f"this node belongs to user {os.getuid()}, you are user {uid}: start a node of your own"
+            self._fail(connection, errors.PermissionDenied(text))
+            return
+        self._agent.watch(sock.fileno(), lambda: self._readable(connection))
+
+    def _turn_away(self, error: OSError) -> None:
+        """Out of descriptors: a connection that is left in the queue would wake us for ever. One was kept for this."""
+        os.close(self._spare)
+        try:
+            sock, _ = self._listener.accept()
+            _refuse(sock, _exhausted(error))
+        except OSError:
+            pass
+        finally:
+            self._spare = _spare()
+
+    def _readable(self, connection: _Connection) -> None:
+        fds: list[int] = []
+        try:
+            message, fds = local.receive(connection.sock)
+            if message is None:
+                self._closed(connection)
+                return
+            handler = self._handlers.get(type(message))
+            if handler is None or (connection.ticket and type(message) is not wire.Cancel):
+                raise errors.ProtocolError(f"{type(message).__name__} was not expected now")
+            handler(connection, message, fds)
+        except BlockingIOError:
+            return
+        except errors.DsmError as error:
+            self._fail(connection, error)
+        except OSError:  # the application reset the connection
+            self._closed(connection)
+        finally:
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _reply(self, connection: _Connection, message: wire.Message, fds: list[int] | None = None) -> None:
+        """Answer. An application that does not read its answer has gone, or will not be waited for."""
+        if not connection.open:
+            return
+        try:
+            local.send(connection.sock, message, fds or [])
+        except OSError:
+            self._closed(connection)
+
+    def _fail(self, connection: _Connection, error: errors.DsmError) -> None:
+        """Say why, and end a connection that does not keep to the rules."""
+        self._agent.rejected += 1
+        self._reply(connection, wire.Failure(0, type(error).__name__, str(error)))
+        self._closed(connection)
+
+    def _closed(self, connection: _Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._agent.unwatch(connection.sock.fileno())
+        connection.sock.close()
+        os.close(connection.pidfd)
+        if connection.ticket:
+            self._to_directory(wire.Cancel(connection.ticket))
+        for name, ticket in connection.locks.items():
+            self._to_directory(wire.Release(0, name, ticket))
+        if connection.mapping is not None:
+            self._agent.drop_mapping(connection.mapping)
+        self._detach(connection)
+
+    def _detach(self, connection: _Connection) -> None:
+        region, connection.region = connection.region, None
+        if region is not None:
+            region.users -= 1
+            if not region.users:
+                self._to_directory(wire.Close(region.number, region.opens))
+                region.opens = 0
+
+    # -- tickets -----------------------------------------------------------------------------------------
+
+    def _to_directory(self, message: wire.Message) -> None:
+        self._agent.links.send(wire.DIRECTORY, message)
+
+    def _ask(self, connection: _Connection, message: Any, then: Callable[[_Connection, Any], None]) -> int:
+        """Send a message to the directory under a new ticket; ``then`` gets the answer."""
+        self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
+        connection.ticket = ticket
+        self._tickets[ticket] = (connection, then)
+        self._to_directory(message._replace(ticket=ticket))
+        return ticket
+
+    def answered(self, message: Any) -> None:
+        """The directory has answered a ticket."""
+        connection, then = self._tickets.pop(message.ticket, (None, None))
+        if connection is not None and then is not None:
+            connection.ticket = 0
+            then(connection, message)
+
+    def _pass(self, connection: _Connection, answer: Any) -> None:
+        """Hand the directory's answer to the application as it is; a bare success is told as Ready."""
+        self._reply(connection, wire.Ready() if type(answer) is wire.Granted else answer._replace(ticket=0))
+
+    def _forward(self, connection: _Connection, m: Any, _: list[int]) -> None:
+        self._ask(connection, m, self._pass)
+
+    # -- regions -----------------------------------------------------------------------------------------
+
+    def _attach(self, connection: _Connection, m: wire.Attach, _: list[int]) -> None:
+        if connection.region is not None:
+            raise errors.ProtocolError("this connection is attached to a region already")
+        number = m.options.get("region")
+        if number is None:
+            question = wire.Open(0, m.name, m.size, m.page_size, m.create, m.options)
+            self._ask(connection, question, lambda c, answer: self._opened(c, m.name, answer))
+            return
+        # A forked child of an attached process: it names the region by number, for the name may be unlinked.
+        region = self._agent.regions.get(number) if type(number) is int else None
+        if region is None or not region.users:
+            raise errors.RegionNotFound(f"region {m.name!r} is attached by nobody on this node any more")
+        self._attached(connection, region)
+
+    def _opened(self, connection: _Connection, name: str, m: Any) -> None:
+        if type(m) is not wire.Opened:
+            self._pass(connection, m)
+            return
+        region = self._agent.regions.get(m.region)
+        try:
+            if region is None:
+                region = RegionMemory(m.region, name, m.size, m.page_size, m.options)
+                self._agent.add_region(region)
+        except (errors.DsmError, OSError) as error:
+            self._to_directory(wire.Close(m.region, 1))
+            self._fail(connection, error if isinstance(error, errors.DsmError) else _exhausted(error))
+            return
+        region.opens += 1
+        self._attached(connection, region)
+
+    def _attached(self, connection: _Connection, region: RegionMemory) -> None:
+        connection.region = region
+        region.users += 1
+        if not connection.open:  # it left while the directory was asked
+            self._detach(connection)
+            return
+        answer = wire.Attached(region.number, region.size, region.page_size, region.options, self._agent.name)
+        self._reply(connection, answer, [region.memfd, *([] if self._device is None else [self._device])])
+
+    def _mapped(self, connection: _Connection, m: wire.Mapped, fds: list[int]) -> None:
+        region = connection.region
+        if region is None or connection.mapping is not None or len(fds) != 1:
+            raise errors.ProtocolError("Mapped comes once, after Attached, with one userfaultfd")
+        uffd = Userfaultfd(fds[0])  # refuses what is none, and then the descriptor is still ours
+        fds.clear()
+        mapping = Mapping(region, uffd, m.address, connection.pid)
+        if not self._agent.take_in(mapping):
+            mapping.uffd.close()
+            raise errors.ProtocolError("the region is not registered with the userfaultfd that came with Mapped")
+        connection.mapping = mapping
+        self._reply(connection, wire.Ready())
+
+    def _prefetch(self, connection: _Connection, m: wire.Prefetch, _: list[int]) -> None:
+        mapping = connection.mapping
+        if mapping is None or mapping.prefetch is not None or not m.start <= m.stop <= mapping.region.size:
+            raise errors.ProtocolError("Prefetch needs a range of the region attached on this connection")
+        size = mapping.region.page_size
+        parts = list(split(m.start // size, pages_in(m.stop, size), pages_per_extent(size))) if m.start < m.stop else []
+        mapping.prefetch = _Prefetch(connection, parts[::-1], m.write)
+        self._prefetch_more(mapping)
+
+    def prefetched(self, mapping: Mapping) -> None:
+        """One extent of an explicit prefetch has come."""
+        if mapping.prefetch is not None:
+            mapping.prefetch.in_flight -= 1
+            self._prefetch_more(mapping)
+
+    def _prefetch_more(self, mapping: Mapping) -> None:
+        job: _Prefetch = mapping.prefetch
+        while job.parts and job.in_flight < PREFETCH_EXTENTS:
+            job.in_flight += 1
+            start, stop = job.parts.pop()
+            agent = self._agent
+            agent.run(agent.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
+            if mapping.prefetch is not job:  # what was here already has finished it meanwhile
+                return
+        if not job.parts and not job.in_flight:
+            mapping.prefetch = None
+            self._reply(job.connection, wire.Ready())
+
+    def _stats(self, connection: _Connection, _: wire.StatsQuery, __: list[int]) -> None:
+        if connection.mapping is None:
+            raise errors.ProtocolError("statistics are those of the region attached on this connection: there is none")
+        region = connection.mapping.region
+        report = region.stats.report(region.page_size)
+        report["pages"] = self._agent.machine.counts(region.number)
+        report["node"] = self._agent.name
+        self._reply(connection, wire.Answer(0, report))
+
+    def _unlink(self, connection: _Connection, m: wire.Unlink, _: list[int]) -> None:
+        self._ask(connection, m, self._pass)
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def _query(self, connection: _Connection, m: wire.Query, _: list[int]) -> None:
+        self._ask(connection, m, self._status if m.what == "status" else self._pass)
+
+    def _status(self, connection: _Connection, m: Any) -> None:
+        if type(m) is not wire.Answer:
+            self._pass(connection, m)
+            return
+        agent = self._agent
+        node = {
+            "name": agent.name,
+            "id": agent.links.node,
+            "address": agent.links.address,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - agent.started_s, 3),
+            "applications": self.processes(),
+            "counters": {"rejected": agent.rejected, "late": agent.machine.late},
+            "regions": {region.name: region.stats.report(region.page_size) for region in agent.regions.values()},
+        }
+        status = {"node": node, "directory": agent.links.directory_address, "cluster": m.value}
+        self._reply(connection, wire.Answer(0, status))
+
+    # -- locks and barriers ------------------------------------------------------------------------------
+
+    def _acquire(self, connection: _Connection, m: wire.Acquire, _: list[int]) -> None:
+        if m.name in connection.locks:
+            raise errors.ProtocolError(f"lock {m.name!r} is held on this connection already")
+        self._ask(connection, m, lambda c, answer: self._acquired(c, m.name, answer))
+
+    def _acquired(self, connection: _Connection, name: str, answer: Any) -> None:
+        if type(answer) is wire.Granted:
+            if not connection.open:
+                self._to_directory(wire.Release(0, name, answer.ticket))
+                return
+            connection.locks[name] = answer.ticket
+        self._reply(connection, answer._replace(ticket=0))
+
+    def _release(self, connection: _Connection, m: wire.Release, _: list[int]) -> None:
+        ticket = connection.locks.pop(m.name, 0)
+        self._ask(connection, m._replace(holder=ticket), self._synced)
+
+    def _arrive(self, connection: _Connection, m: wire.Arrive, _: list[int]) -> None:
+        self._ask(connection, m, self._synced)
+
+    def _synced(self, connection: _Connection, answer: Any) -> None:
+        self._reply(connection, answer._replace(ticket=0))
+
+    def _cancel(self, connection: _Connection, _: wire.Cancel, __: list[int]) -> None:
+        if connection.ticket:  # else the answer has overtaken it, and stands
+            self._to_directory(wire.Cancel(connection.ticket))
+
+
+def _spare() -> int:
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _refuse(sock: socket.socket, error: errors.DsmError) -> None:
+    """Say why, and close a connection that was never taken on."""
+    with contextlib.suppress(OSError), sock:
+        local.send(sock, wire.Failure(0, type(error).__name__, str(error)))
+
+
+def _exhausted(error: OSError) -> errors.NodeExhausted:
+    return errors.NodeExhausted(
+        f"the node agent cannot serve one more application or region ({error.strerror}): raise its `ulimit -n`, "
+        "or detach from regions that are no longer used"
+    )

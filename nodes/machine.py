@@ -1,0 +1,550 @@
+"""The page protocol as one node sees it: a pure function of (state, event) that returns effects.
+
+A page is ABSENT, SHARED (readable) or EXCLUSIVE (writable) here, and perhaps asked for. Effects say what the shell
+has to do with memory and sockets, in order. Threads that wait appear as opaque *waiters*; page data as an opaque
+*payload*.
+
+Two rules carry the protocol:
+
+- **Generation.** Every request has a number of its own and every answer repeats it. An answer whose number is not
+that of a
+  request still open here is late: it is dropped and counted.
+- **Hold** (Mirage's delta: Fleisch, Popek, SOSP 1989). A page that came for a waiting thread stays until the shell
+says that
+  the thread has had its time (:meth:`hold_expired`); what would take it away waits until then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from dsm.errors import ProtocolError
+from dsm.geometry import pages_per_extent, split
+from dsm.pagetable import PageTable
+from dsm.wire import (
+    DIRECTORY,
+    EVICT,
+    READ,
+    WRITE,
+    Ack,
+    Data,
+    Done,
+    Fetch,
+    GaveUp,
+    Grant,
+    Invalidate,
+    Lost,
+    Message,
+    Orphan,
+    Refuse,
+    Request,
+)
+
+ABSENT: Final = 0
+SHARED: Final = 1
+EXCLUSIVE: Final = 2
+_HELD: Final = 3  # mask of the three above
+_ASKED: Final = (4, 8, 16)  # by operation: READ, WRITE, EVICT
+_PENDING: Final = 4 | 8 | 16
+LOST: Final = 32
+
+Waiter = Any
+"""Whoever waits for a page, one for all threads of an application: the shell's business. Compared by identity only."""
+
+
+class Install(NamedTuple):
+    """Make pages present here: ``payload``, or zeros if it is None; writable (``write``) or read-only. ``target`` is
+    the waiter into whose address space they should be mapped, if any."""
+
+    region: int
+    start: int
+    count: int
+    payload: Any
+    write: bool
+    target: Waiter
+
+
+class Resume(NamedTuple):
+    """Let waiters of a page retry; ``write``: the page is writable here, so lift its protection for them."""
+
+    region: int
+    page: int
+    write: bool
+    waiters: list[Waiter]
+
+
+class Unprotect(NamedTuple):
+    """Lift the protection of writable pages for a waiter that asked for all of them."""
+
+    region: int
+    start: int
+    count: int
+    waiter: Waiter
+
+
+class Supply(NamedTuple):
+    """Send pages to another node, as Data with these fields. ``protect``: they are writable here and must be
+    protected first; ``keep``: they stay, read-only, else they are dropped; ``ahead``: nobody waits for them."""
+
+    fetch: Fetch
+    protect: bool
+
+
+class Drop(NamedTuple):
+    """Take read-only pages out of every local application."""
+
+    region: int
+    start: int
+    count: int
+
+
+class Send(NamedTuple):
+    """Send a message: to the directory (``to`` 0) or to a node."""
+
+    to: int
+    message: Message
+
+
+class Hold(NamedTuple):
+    """Tell :meth:`NodeMachine.hold_expired` after the hold time."""
+
+    region: int
+    page: int
+
+
+class Finished(NamedTuple):
+    """All pages of an explicit prefetch have been here."""
+
+    waiter: Waiter
+
+
+class Poison(NamedTuple):
+    """The data of a page is gone for good: whoever touches it must be told so, and never sees a value."""
+
+    region: int
+    page: int
+    node: str
+    waiters: list[Waiter]
+
+
+Effect = Install | Resume | Unprotect | Supply | Drop | Send | Hold | Finished | Poison
+
+
+class _Part:
+    """What is owed to one transaction of a request: the directory cuts a request into runs of pages held alike."""
+
+    __slots__ = ("acked", "acks", "count", "owed")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.owed: int | None = None  # pages still to come as data; None until a Grant or Data tells
+        self.acks = 0  # acknowledgements owed, known when ``owed`` is
+        self.acked = 0  # bit mask of the nodes that have acknowledged: one counts once
+
+    @property
+    def settled(self) -> bool:
+        return self.owed == 0 and self.acked.bit_count() >= self.acks
+
+
+class _Ask:
+    """An open request; ``left`` of its pages are not settled; ``target`` asked for them, or will touch them next."""
+
+    __slots__ = ("left", "op", "over", "parts", "start", "stop", "target")
+
+    def __init__(self, start: int, stop: int, op: int, target: Waiter) -> None:
+        self.start = start
+        self.stop = stop
+        self.op = op
+        self.left = stop - start
+        self.target = target
+        self.parts: dict[int, _Part] = {}  # by first page
+        self.over: set[int] = set()  # first pages of the parts that are over
+
+    def part(self, first: int) -> _Part:
+        part = self.parts.get(first)
+        if part is None:
+            part = self.parts[first] = _Part()
+        return part
+
+
+class _Prefetch:
+    """An explicit prefetch; ``left`` of its pages have not been here yet."""
+
+    __slots__ = ("left", "start", "stop", "waiter")
+
+    def __init__(self, start: int, stop: int, left: int, waiter: Waiter) -> None:
+        self.start = start
+        self.stop = stop
+        self.left = left
+        self.waiter = waiter
+
+
+class _Region:
+    __slots__ = ("asks", "deferred", "held", "lost", "number", "pages", "per_extent", "prefetches", "table", "waiters")
+
+    def __init__(self, number: int, pages: int, per_extent: int) -> None:
+        self.number = number
+        self.pages = pages
+        self.per_extent = per_extent
+        self.table = PageTable("B")
+        self.asks: dict[int, _Ask] = {}  # by generation
+        self.waiters: dict[int, list[Waiter]] = {}  # by page
+        self.held: dict[int, int] = {}  # how many holds run, by page
+        self.deferred: list[Fetch | Invalidate] = []
+        self.prefetches: list[_Prefetch] = []
+        self.lost: dict[int, str] = {}  # name of the lost node, by page
+
+
+class NodeMachine:
+    """The pages of all regions on this node, ``me``.
+
+    Its doors are :meth:`step` for messages and one method for each local event; each returns the effects in the order
+    in which they must happen.
+    """
+
+    def __init__(self, me: int) -> None:
+        self.me = me
+        self.deferred = 0  # messages that wait for a hold to expire
+        self.late = 0  # answers to requests that are over, and messages about regions that are gone
+        self._regions: dict[int, _Region] = {}
+        self._generation = 0
+        self._handlers: dict[type[Any], Any] = {
+            Grant: self._grant,
+            Ack: self._ack,
+            Fetch: self._fetch,
+            Invalidate: self._invalidate,
+            Refuse: self._refuse,
+            Orphan: self._orphan,
+            Lost: self._lost,
+        }
+
+    def add_region(self, region: int, pages: int, page_size: int) -> None:
+        """Begin to keep pages of a region; it costs nothing until they are touched."""
+        self._regions[region] = _Region(region, pages, pages_per_extent(page_size))
+
+    def remove_region(self, region: int) -> None:
+        """Forget a region; what still arrives for it is late."""
+        gone = self._regions.pop(region, None)
+        if gone is not None:
+            self.deferred -= len(gone.deferred)
+
+    def counts(self, region: int) -> dict[str, int]:
+        """Pages of a region that are here, by state."""
+        found = {"shared": 0, "exclusive": 0}
+        for start, stop, state in self._regions[region].table.touched_runs():
+            if state & _HELD:
+                found["exclusive" if state & EXCLUSIVE else "shared"] += stop - start
+        return found
+
+    # -- local events ------------------------------------------------------------------------------------
+
+    def fault(self, number: int, page: int, write: bool, waiter: Waiter) -> list[Effect]:
+        """A thread of a local application touched a page that it may not touch yet."""
+        region = self._regions[number]
+        state = region.table.get(page)
+        if state & EXCLUSIVE or (state & SHARED and not write):  # it came while the event waited, or a neighbour has it
+            return [Resume(number, page, write, [waiter])]
+        if state & LOST:
+            return [Poison(number, page, region.lost[page], [waiter])]
+        waiters = region.waiters.get(page)
+        if waiters is None:
+            region.waiters[page] = [waiter]
+        elif not any(waiter is other for other in waiters):
+            waiters.append(waiter)
+        if state & _PENDING:
+            return []
+        return [self._ask(region, page, page + 1, state, WRITE if write else READ, False, waiter)]
+
+    def read_ahead(self, number: int, start: int, stop: int, write: bool, target: Waiter) -> list[Effect]:
+        """Ask for pages that nobody waits for yet; those here or asked for already are left out."""
+        region = self._regions[number]
+        return [
+            self._ask(region, a, b, state, WRITE if write else READ, True, target)
+            for first, last in split(start, min(stop, region.pages), region.per_extent)
+            for a, b, state in region.table.runs(first, last)
+            if state == ABSENT
+        ]
+
+    def prefetch(self, number: int, start: int, stop: int, write: bool, waiter: Waiter) -> list[Effect]:
+        """Bring ``[start, stop)``, pages of one extent, here; Finished comes when all of them have been here."""
+        region = self._regions[number]
+        op, wanted = (WRITE, EXCLUSIVE) if write else (READ, SHARED)
+        effects: list[Effect] = []
+        owed = 0
+        for a, b, state in region.table.runs(start, stop):
+            if state & LOST or state & _HELD >= wanted:
+                continue
+            owed += b - a
+            if not state & _PENDING:
+                effects.append(self._ask(region, a, b, state, op, False, waiter))
+        if owed:
+            region.prefetches.append(_Prefetch(start, stop, owed, waiter))
+        else:
+            effects.append(Finished(waiter))
+        return effects
+
+    def evict(self, number: int, start: int, stop: int) -> list[Effect]:
+        """Give clean copies back. A page stays if it is exclusive, asked for, or the last copy."""
+        region = self._regions[number]
+        return [
+            self._ask(region, a, b, state, EVICT, False, None)
+            for first, last in split(start, stop, region.per_extent)
+            for a, b, state in region.table.runs(first, last)
+            if state == SHARED
+        ]
+
+    def hold_expired(self, number: int, page: int) -> list[Effect]:
+        """The thread for which a page came has had its time: do what was put off."""
+        region = self._regions.get(number)
+        if region is None or page not in region.held:
+            return []
+        region.held[page] -= 1
+        if region.held[page]:
+            return []
+        del region.held[page]
+        if not region.deferred:
+            return []
+        deferred, region.deferred = region.deferred, []
+        self.deferred -= len(deferred)
+        return [effect for message in deferred for effect in self.step(message)]
+
+    def forget_waiter(self, number: int, waiter: Waiter) -> None:
+        """An application has detached: it waits for nothing any more."""
+        region = self._regions.get(number)
+        if region is None:
+            return
+        for page, waiters in list(region.waiters.items()):
+            left = [other for other in waiters if other is not waiter]
+            if left:
+                region.waiters[page] = left
+            else:
+                del region.waiters[page]
+        region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.waiter is not waiter]
+        for ask in region.asks.values():
+            if ask.target is waiter:
+                ask.target = None
+
+    def _ask(self, region: _Region, start: int, stop: int, state: int, op: int, ahead: bool, target: Waiter) -> Send:
+        self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
+        region.asks[generation] = _Ask(start, stop, op, target)
+        _set(region, start, stop, state | _ASKED[op])
+        return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, ahead))
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def step(self, message: Message) -> list[Effect]:
+        """What to do after a message of the directory or an acknowledgement of a peer."""
+        region = self._regions.get(message[0])
+        if region is None:
+            self.late += 1
+            return []
+        effects: list[Effect] = self._handlers[type(message)](region, message)
+        return effects
+
+    def data(self, m: Data, payload: Any) -> list[Effect]:
+        """Page data has come from a peer."""
+        region = self._regions.get(m.region)
+        ask = region.asks.get(m.generation) if region is not None else None
+        stop = m.start + m.count
+        if region is None or ask is None or not self._fits(region, ask, m):
+            self.late += 1
+            return []
+        if m.count == m.total and not m.acks:  # the common case: this one message is the whole transaction
+            write = ask.op == WRITE
+            effects: list[Effect] = [Install(m.region, m.start, m.count, payload, write, ask.target)]
+            return self._complete(region, ask, m.generation, m.start, stop, effects, True)
+        part = ask.part(m.first)
+        if part.owed is None:
+            part.count, part.owed, part.acks = m.total, m.total, m.acks
+        part.owed -= m.count
+        effects = [Install(m.region, m.start, m.count, payload, False, ask.target)]
+        _set(region, m.start, stop, SHARED | _ASKED[ask.op])  # others may read it too until the last copy is gone
+        self._resume(region, m.start, stop, False, effects)
+        return self._settle(region, ask, m.generation, m.first, part, effects)
+
+    def _fits(self, region: _Region, ask: _Ask, m: Data) -> bool:
+        """Is this data for pages that this request still waits for?"""
+        stop = m.start + m.count
+        if ask.op == EVICT or not m.count or m.first < ask.start or m.first + m.total > ask.stop:
+            return False
+        if m.start < m.first or stop > m.first + m.total:
+            return False
+        if m.count == 1:
+            return region.table.get(m.start) == _ASKED[ask.op]
+        return all(state == _ASKED[ask.op] for _, _, state in region.table.runs(m.start, stop))
+
+    def _grant(self, region: _Region, m: Grant) -> list[Effect]:
+        ask = self._asked(region, m)
+        if ask is None:
+            return []
+        stop = m.start + m.count
+        if ask.op == EVICT:
+            effects: list[Effect] = [Drop(m.region, m.start, m.count)]
+            _set(region, m.start, stop, ABSENT)
+            self._resume(region, m.start, stop, False, effects)
+            return self._over(region, ask, m.generation, m.start, stop, effects, True)
+        if m.zero:
+            effects = [Install(m.region, m.start, m.count, None, ask.op == WRITE, ask.target)]
+            return self._complete(region, ask, m.generation, m.start, stop, effects, False)
+        if not m.acks:
+            return self._complete(
+                region, ask, m.generation, m.start, stop, _unprotect(ask, m.region, m.start, stop), False
+            )
+        part = ask.part(m.start)
+        part.count, part.owed, part.acks = m.count, 0, m.acks
+        return self._settle(region, ask, m.generation, m.start, part, [])
+
+    def _ack(self, region: _Region, m: Ack) -> list[Effect]:
+        ask = self._asked(region, m)
+        if ask is None or ask.op != WRITE or not ask.start <= m.start < ask.stop:
+            return []
+        part = ask.part(m.start)  # it may come before the grant that says how many to expect
+        part.acked |= 1 << m.sender
+        return self._settle(region, ask, m.generation, m.start, part, [])
+
+    def _asked(self, region: _Region, m: Grant | Ack | Refuse | Orphan | Lost) -> _Ask | None:
+        """The open request that a message answers: the rule of the generation."""
+        ask = region.asks.get(m.generation)
+        if ask is None:
+            self.late += 1
+        return ask
+
+    def _settle(
+        self, region: _Region, ask: _Ask, generation: int, first: int, part: _Part, effects: list[Effect]
+    ) -> list[Effect]:
+        if not part.settled:
+            return effects
+        del ask.parts[first]
+        stop = first + part.count
+        effects += _unprotect(ask, region.number, first, stop)
+        return self._complete(region, ask, generation, first, stop, effects, True)
+
+    def _complete(
+        self, region: _Region, ask: _Ask, generation: int, start: int, stop: int, effects: list[Effect], owes_done: bool
+    ) -> list[Effect]:
+        """Pages ``[start, stop)`` are ours in the way that was asked for."""
+        write = ask.op == WRITE
+        _set(region, start, stop, EXCLUSIVE if write else SHARED)
+        self._resume(region, start, stop, write, effects)
+        return self._over(region, ask, generation, start, stop, effects, owes_done)
+
+    def _over(
+        self, region: _Region, ask: _Ask, generation: int, start: int, stop: int, effects: list[Effect], owes_done: bool
+    ) -> list[Effect]:
+        """A part of a request is over, one way or the other."""
+        if owes_done:
+            effects.append(Send(DIRECTORY, Done(region.number, generation, start, stop - start)))
+        ask.left -= stop - start
+        if ask.left:
+            ask.over.add(start)
+        else:
+            del region.asks[generation]
+        if region.prefetches:
+            self._count_prefetched(region, start, stop, effects)
+        return effects
+
+    def _resume(self, region: _Region, start: int, stop: int, write: bool, effects: list[Effect]) -> None:
+        """Wake who waits for these pages, and hold the pages for them."""
+        if not region.waiters:
+            return
+        if stop - start == 1:
+            pages = [start] if start in region.waiters else []
+        else:
+            pages = sorted(page for page in region.waiters if start <= page < stop)
+        for page in pages:
+            effects.append(Resume(region.number, page, write, region.waiters.pop(page)))
+            effects.append(Hold(region.number, page))
+            region.held[page] = region.held.get(page, 0) + 1
+
+    def _count_prefetched(self, region: _Region, start: int, stop: int, effects: list[Effect]) -> None:
+        for prefetch in region.prefetches:
+            prefetch.left -= max(0, min(stop, prefetch.stop) - max(start, prefetch.start))
+            if prefetch.left <= 0:
+                effects.append(Finished(prefetch.waiter))
+        region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.left > 0]
+
+    def _orphan(self, region: _Region, m: Orphan) -> list[Effect]:
+        ask = region.asks.get(m.generation)
+        if ask is None or m.start in ask.over:  # all of it has come: Done is on its way
+            return []
+        return [*self._refuse(region, m), Send(DIRECTORY, GaveUp(*m))]
+
+    def _refuse(self, region: _Region, m: Refuse | Orphan) -> list[Effect]:
+        ask = self._asked(region, m)
+        if ask is None:
+            return []
+        stop = m.start + m.count
+        ask.parts.pop(m.start, None)
+        effects: list[Effect] = []
+        for a, b, state in region.table.runs(m.start, stop):
+            fragment = ask.op != EVICT and state & SHARED  # came before its supplier was lost; nobody counts it
+            if fragment:
+                effects.append(Drop(m.region, a, b - a))
+            _set(region, a, b, ABSENT if fragment else state & ~_PENDING)
+        self._resume(region, m.start, stop, False, effects)
+        return self._over(region, ask, m.generation, m.start, stop, effects, False)
+
+    def _lost(self, region: _Region, m: Lost) -> list[Effect]:
+        ask = self._asked(region, m)
+        if ask is None:
+            return []
+        stop = m.start + m.count
+        _set(region, m.start, stop, LOST)
+        effects: list[Effect] = []
+        for page in range(m.start, stop):
+            region.lost[page] = m.node
+            if page in region.waiters:
+                effects.append(Poison(m.region, page, m.node, region.waiters.pop(page)))
+        return self._over(region, ask, m.generation, m.start, stop, effects, False)
+
+    # -- what others want of us ----------------------------------------------------------------------------
+
+    def _is_held(self, region: _Region, m: Fetch | Invalidate) -> bool:
+        """Did one of these pages come for a thread that may not have retried yet? Then the message waits."""
+        if not region.held:
+            return False
+        if m.count == 1:
+            held = m.start in region.held
+        else:
+            held = any(m.start <= page < m.start + m.count for page in region.held)
+        if held:
+            region.deferred.append(m)
+            self.deferred += 1
+        return held
+
+    def _fetch(self, region: _Region, m: Fetch) -> list[Effect]:
+        if self._is_held(region, m):
+            return []
+        protect = False
+        for a, b, state in region.table.runs(m.start, m.start + m.count):
+            if not state & _HELD:
+                raise ProtocolError(f"asked to send pages that are not here: {m}, state {state} in [{a}, {b})")
+            protect |= bool(state & EXCLUSIVE)
+            _set(region, a, b, state & ~_HELD | (SHARED if m.keep else ABSENT))
+        return [Supply(m, protect)]
+
+    def _invalidate(self, region: _Region, m: Invalidate) -> list[Effect]:
+        if self._is_held(region, m):
+            return []
+        for a, b, state in region.table.runs(m.start, m.start + m.count):
+            if state & _HELD != SHARED:
+                raise ProtocolError(f"asked to drop pages that are not shared here: {m}, state {state} in [{a}, {b})")
+            _set(region, a, b, state & ~_HELD)
+        return [
+            Drop(m.region, m.start, m.count),
+            Send(m.requester, Ack(m.region, m.generation, m.start, self.me)),
+        ]
+
+
+def _set(region: _Region, start: int, stop: int, state: int) -> None:
+    if stop - start == 1:
+        region.table.set(start, state)
+    else:
+        region.table.set_run(start, stop, state)
+
+
+def _unprotect(ask: _Ask, region: int, start: int, stop: int) -> list[Effect]:
+    """Spare whoever asked for a run of pages, which are here read-only, a fault for each."""
+    if ask.op != WRITE or ask.target is None or stop - start == 1:
+        return []
+    return [Unprotect(region, start, stop - start, ask.target)]

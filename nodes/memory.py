@@ -1,0 +1,146 @@
+"""One region on this node: its memfd, and the local applications that map it.
+
+Every page is either in the memfd, and then all of them see it, or a hole, and then touching it is a fault here.
+Before the first page of an extent becomes present, every application gets write-protect markers there (KERNEL.md):
+from then on each first store is a fault, too. The agent itself never maps the region.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from dsm import memory
+from dsm.constants import EXTENT_BYTES, FRAME_BYTES, WINDOW_BYTES_MAX, WINDOW_PAGES_MIN
+from dsm.geometry import pages_in
+from dsm.uffd import Outcome, Userfaultfd
+from nodes.readahead import ReadAhead
+from nodes.statistics import Statistics
+
+_ZEROS: Final = memory.Staging()
+"""One frame of zeros, the source of every page that nobody ever wrote."""
+
+
+class Mapping:
+    """One application's mapping of a region, at ``address`` in its address space; ``pid`` is its process."""
+
+    __slots__ = ("address", "pid", "prefetch", "reads", "region", "since", "uffd", "writes")
+
+    def __init__(self, region: RegionMemory, uffd: Userfaultfd, address: int, pid: int) -> None:
+        self.region = region
+        self.uffd = uffd
+        self.address = address
+        self.pid = pid
+        window_max = max(WINDOW_PAGES_MIN, WINDOW_BYTES_MAX // region.page_size)
+        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max)
+        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max)
+        self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
+        self.prefetch: Any = None
+
+
+class RegionMemory:
+    """The pages of one region that are here. Offsets and lengths are in pages of the region."""
+
+    def __init__(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> None:
+        self.number = number
+        self.name = name
+        self.size = size
+        self.page_size = page_size
+        self.options = options
+        self.pages = pages_in(size, page_size)
+        self.memfd = memory.create_memfd(f"dsm:{name}"[:200], self.pages * page_size)
+        self.mappings: list[Mapping] = []
+        self.users = 0  # connections that are attached or about to be
+        self.opens = 0  # how often the directory was asked for it since the last Close
+        self.stats = Statistics()
+        self._armed: set[int] = set()  # extents (by byte offset) in which pages may be present
+        self._length = self.pages * page_size
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for mapping in self.mappings:
+            mapping.uffd.close()
+        os.close(self.memfd)
+
+    # -- markers -----------------------------------------------------------------------------------------
+
+    def take_in(self, mapping: Mapping) -> bool:
+        """Take an application in, with markers wherever pages may be present. False if it is gone already."""
+        start = stop = -1
+        for extent in [*sorted(self._armed), None]:
+            if extent is not None and extent == stop:
+                stop += 1
+                continue
+            if stop > start and self._protect_extents(mapping, start, stop) is Outcome.GONE:
+                return False
+            if extent is not None:
+                start, stop = extent, extent + 1
+        self.mappings.append(mapping)
+        return True
+
+    def _protect_extents(self, mapping: Mapping, start: int, stop: int) -> Outcome:
+        at = start * EXTENT_BYTES
+        length = min(stop * EXTENT_BYTES, self._length) - at
+        return mapping.uffd.protect(mapping.address + at, length)
+
+    def _arm(self, offset: int, length: int) -> None:
+        for extent in range(offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES + 1):
+            if extent not in self._armed:
+                for mapping in self.mappings:
+                    self._protect_extents(mapping, extent, extent + 1)
+                self._armed.add(extent)
+
+    # -- pages come --------------------------------------------------------------------------------------
+
+    def install(
+        self, start: int, count: int, source: memory.Staging | None, write: bool, target: Mapping | None
+    ) -> bool:
+        """Make pages present with the bytes of ``source`` (None: zeros), mapped into ``target`` if it is there.
+
+        True if the threads of ``target`` that wait for them have been woken.
+        """
+        offset, left = start * self.page_size, count * self.page_size
+        self._arm(offset, left)
+        frame = source or _ZEROS
+        woken = target is not None
+        while left:
+            length = left if source is not None else min(left, FRAME_BYTES)
+            if target is None or not self._copy(target, offset, frame, length, write):
+                os.pwrite(self.memfd, frame.buffer[:length], offset)
+                woken = False
+            offset += length
+            left -= length
+        return woken
+
+    def _copy(self, target: Mapping, offset: int, frame: memory.Staging, length: int, write: bool) -> bool:
+        return target.uffd.copy(target.address + offset, frame.address, length, not write) is Outcome.DONE
+
+    def resume(self, mapping: Mapping, page: int, write: bool) -> None:
+        """Let the threads of an application that wait for a page retry."""
+        if write:  # this wakes, too
+            mapping.uffd.unprotect(mapping.address + page * self.page_size, self.page_size)
+        else:
+            mapping.uffd.wake(mapping.address + page * self.page_size, self.page_size)
+
+    def unprotect(self, mapping: Mapping, start: int, count: int) -> None:
+        """Let an application write pages that are exclusive here."""
+        mapping.uffd.unprotect(mapping.address + start * self.page_size, count * self.page_size)
+
+    # -- pages go ----------------------------------------------------------------------------------------
+
+    def protect(self, start: int, count: int) -> None:
+        """From here on no local application can change these pages."""
+        for mapping in self.mappings:
+            mapping.uffd.protect(mapping.address + start * self.page_size, count * self.page_size)
+
+    def read(self, start: int, count: int) -> bytes:
+        """The bytes of pages that are here."""
+        return os.pread(self.memfd, count * self.page_size, start * self.page_size)
+
+    def drop(self, start: int, count: int) -> None:
+        """Take pages out of every local application: what was written to them must have been read before."""
+        memory.punch_hole(self.memfd, start * self.page_size, count * self.page_size)
+
+    def poison(self, mapping: Mapping, page: int) -> None:
+        """Make touching a page a SIGBUS."""
+        mapping.uffd.poison(mapping.address + page * self.page_size, self.page_size)

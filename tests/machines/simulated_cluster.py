@@ -1,0 +1,363 @@
+"""The production machines, one directory and n nodes, on a simulated network and kernel: everything in one thread, in memory.
+
+What the shells do is done here to plain dicts, with the same meaning:
+
+- *Memory.* A page is in ``Node.memory`` (then all local applications see it) or a hole. An application may store to a page
+  that is there if it is in its ``Application.unprotected``: it then does so **without telling anybody**, as the hardware
+  would. A hole keeps the protection that it had (markers survive the punch), and so does a page that is filled by ``pwrite``.
+- *Network.* Every pair has ordered channels: one between a node and the directory, two from node to node (urgent and bulk, as
+  dsm/transport.py has them). Between channels there is no order.
+- *Time.* A hold is over when somebody says so.
+
+A page's contents are one integer, different for every store: a stale copy can be told from the right one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from directory.machine import PageMachine
+from dsm.constants import PAGE_BYTES
+from dsm.wire import DIRECTORY, Ack, Data, Fetch, Message
+from nodes import machine
+from nodes.machine import NodeMachine
+
+REGION: Final = 1
+
+
+class Packet(NamedTuple):
+    """A message and, for Data, the contents of its pages."""
+
+    message: Message
+    contents: list[int]
+
+
+class Channel(NamedTuple):
+    """One ordered connection. ``bulk``: the one for pages that nobody waits for."""
+
+    source: int
+    to: int
+    bulk: bool
+
+
+class Left(NamedTuple):
+    """The last thing on a node's channel to the directory: its connection is gone."""
+
+
+class Thread:
+    """A thread of an application, and the access that it is stuck in, if any."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.access: tuple[int, bool] | None = None  # page, write
+        self.asleep = False  # in the page fault; otherwise it may retry
+        self.reported = False  # the agent has read the fault
+
+    def __repr__(self) -> str:
+        return f"<thread of {self.application} at {self.access}>"
+
+
+class Application:
+    """One process that maps the region: the waiter of the node's machine."""
+
+    def __init__(self, node: Node, name: str, threads: int) -> None:
+        self.node = node
+        self.name = name
+        self.threads = [Thread(self) for _ in range(threads)]
+        self.unprotected: set[int] = set()
+        self.poisoned: set[int] = set()
+        self.prefetches = 0  # in flight
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def wake(self, pages: range) -> None:
+        for thread in self.threads:
+            if thread.access is not None and thread.access[0] in pages:
+                thread.asleep = thread.reported = False
+
+
+class Node:
+    """A node's machine in a simulated shell."""
+
+    def __init__(self, cluster: Cluster, number: int, applications: int, threads: int) -> None:
+        self.cluster = cluster
+        self.number = number
+        self.machine = NodeMachine(number)
+        self.machine.add_region(REGION, cluster.pages, cluster.page_size)
+        self.memory: dict[int, int] = {}
+        names = [f"n{number}{letter}" for letter in "abcdefgh"[:applications]]
+        self.applications = [Application(self, name, threads) for name in names]
+        self.holds: deque[int] = deque()
+        self.bulk: deque[tuple[Fetch, int]] = deque()  # with the next page to send
+        self._effects: dict[type[Any], Callable[[Any], None]] = {
+            machine.Install: self._install,
+            machine.Resume: self._resume,
+            machine.Unprotect: self._unprotect,
+            machine.Supply: self._supply,
+            machine.Drop: lambda e: self._punch(e.start, e.count),
+            machine.Send: lambda e: cluster.send(number, e.to, e.message),
+            machine.Hold: lambda e: self.holds.append(e.page),
+            machine.Finished: self._finished,
+            machine.Poison: self._poison,
+        }
+
+    def state(self, page: int) -> int:
+        """What the machine thinks of a page, without its open requests."""
+        return self.machine._regions[REGION].table.get(page) & (machine._HELD | machine.LOST)
+
+    # -- what applications do ------------------------------------------------------------------------------
+
+    def access(self, thread: Thread) -> bool:
+        """Try what the thread wants to do: True if it is done, else the thread sleeps in a page fault."""
+        assert thread.access is not None
+        page, write = thread.access
+        application = thread.application
+        if page in application.poisoned:  # SIGBUS
+            self.cluster.note(f"{application} p{page} SIGBUS")
+        elif page in self.memory and (not write or page in application.unprotected):
+            if write:
+                self.cluster.store(self, page)
+            else:
+                self.cluster.check_value(self, page)
+        else:
+            thread.asleep = True
+            return False
+        thread.access = None
+        return True
+
+    def report(self, thread: Thread) -> None:
+        """The agent reads the fault of a thread."""
+        assert thread.access is not None
+        thread.reported = True
+        self.run(self.machine.fault(REGION, *thread.access, thread.application))
+
+    def detach(self, application: Application) -> None:
+        """The process has gone, with all its threads."""
+        self.applications.remove(application)
+        self.machine.forget_waiter(REGION, application)
+
+    # -- what the agent does ---------------------------------------------------------------------------------
+
+    def receive(self, packet: Packet) -> None:
+        if isinstance(packet.message, Data):
+            self.run(self.machine.data(packet.message, packet.contents))
+        else:
+            self.run(self.machine.step(packet.message))
+
+    def expire_hold(self) -> None:
+        self.run(self.machine.hold_expired(REGION, self.holds.popleft()))
+
+    def send_frame(self) -> None:
+        """One frame of the first bulk transfer."""
+        fetch, at = self.bulk.popleft()
+        count = min(fetch.start + fetch.count - at, self.cluster.frame_pages)
+        self._send_pages(fetch, at, count, True)
+        if at + count < fetch.start + fetch.count:
+            self.bulk.appendleft((fetch, at + count))
+
+    def run(self, effects: list[machine.Effect]) -> None:
+        for effect in effects:
+            self.cluster.effect(self, effect)
+            self._effects[type(effect)](effect)
+
+    def _install(self, e: machine.Install) -> None:
+        here = any(page in self.memory for page in range(e.start, e.start + e.count))
+        for offset in range(e.count):
+            page = e.start + offset
+            self.memory[page] = e.payload[offset] if e.payload is not None else 0
+            if e.target in self.applications and not here:  # UFFDIO_COPY; where a page is present it fails: pwrite
+                (e.target.unprotected.add if e.write else e.target.unprotected.discard)(page)
+        if e.target in self.applications and not here:
+            e.target.wake(range(e.start, e.start + e.count))
+
+    def _resume(self, e: machine.Resume) -> None:
+        for application in e.waiters:
+            if e.write:
+                application.unprotected.add(e.page)
+            application.wake(range(e.page, e.page + 1))
+
+    def _unprotect(self, e: machine.Unprotect) -> None:
+        e.waiter.unprotected.update(range(e.start, e.start + e.count))
+        e.waiter.wake(range(e.start, e.start + e.count))
+
+    def _supply(self, e: machine.Supply) -> None:
+        fetch = e.fetch
+        if e.protect:
+            for application in self.applications:
+                application.unprotected.difference_update(range(fetch.start, fetch.start + fetch.count))
+        if fetch.ahead or fetch.count > self.cluster.frame_pages:
+            self.bulk.append((fetch, fetch.start))
+        else:
+            self._send_pages(fetch, fetch.start, fetch.count, False)
+
+    def _send_pages(self, fetch: Fetch, start: int, count: int, bulk: bool) -> None:
+        contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
+        if not fetch.keep:
+            self._punch(start, count)
+        data = Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
+        self.cluster.send(self.number, fetch.requester, data, contents, bulk)
+
+    def _punch(self, start: int, count: int) -> None:
+        for page in range(start, start + count):
+            self.memory.pop(page, None)
+
+    def _finished(self, e: machine.Finished) -> None:
+        e.waiter.prefetches -= 1
+        assert e.waiter.prefetches >= 0, f"{e.waiter}: a prefetch has finished twice"
+
+    def _poison(self, e: machine.Poison) -> None:
+        assert e.page not in self.memory, f"n{self.number}: p{e.page} is here and cannot be poisoned"
+        for application in e.waiters:
+            application.unprotected.discard(e.page)
+            application.poisoned.add(e.page)
+            application.wake(range(e.page, e.page + 1))
+
+
+class Cluster:
+    """A directory and ``nodes`` nodes that have one region of ``pages`` pages open."""
+
+    def __init__(
+        self,
+        nodes: int,
+        pages: int,
+        *,
+        page_size: int = PAGE_BYTES,
+        frame_pages: int = 16,
+        applications: int = 1,
+        threads: int = 1,
+    ) -> None:
+        self.pages = pages
+        self.page_size = page_size
+        self.frame_pages = frame_pages
+        self.directory = PageMachine()
+        self.directory.add_region(REGION, pages * page_size, page_size)
+        self.channels: dict[Channel, deque[Packet]] = {}
+        self.members = set(range(1, nodes + 1))  # as the directory sees it
+        self.nodes = {number: Node(self, number, applications, threads) for number in sorted(self.members)}  # alive
+        self.latest: Counter[int] = Counter()  # the last value that was stored, by page
+        self.stores = 0
+
+    # -- for those who write the conversation down -----------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Something happened that is no effect of a machine."""
+
+    def effect(self, node: Node, effect: machine.Effect) -> None:
+        """A node is about to carry out an effect."""
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def store(self, node: Node, page: int) -> None:
+        """A store has hit the memory of ``node``: nobody else may see this page at this moment."""
+        others = [other.number for other in self.nodes.values() if other is not node and page in other.memory]
+        assert not others, f"n{node.number} stores to p{page}, which nodes {others} can read"
+        self.stores += 1
+        self.latest[page] = node.memory[page] = self.stores
+
+    def check_value(self, node: Node, page: int) -> None:
+        value, last = node.memory[page], self.latest[page]
+        assert value == last, f"n{node.number} reads {value} from p{page}, but {last} was stored last"
+
+    # -- network -----------------------------------------------------------------------------------------------
+
+    def send(self, source: int, to: int, message: Message, contents: list[int] | None = None, bulk: bool = False) -> None:
+        if to in self.nodes or to == DIRECTORY:
+            self.channels.setdefault(Channel(source, to, bulk), deque()).append(Packet(message, contents or []))
+
+    def pending(self) -> list[Channel]:
+        """The channels that have something to deliver, in a fixed order."""
+        return sorted(channel for channel, packets in self.channels.items() if packets)
+
+    def deliver(self, channel: Channel) -> Packet:
+        """Deliver the first message of a channel."""
+        packet = self.channels[channel].popleft()
+        if channel.to:
+            self.nodes[channel.to].receive(packet)
+        elif isinstance(packet.message, Left):
+            self.members.discard(channel.source)
+            self._from_directory(self.directory.forget_node(channel.source, f"n{channel.source}"))
+        else:
+            self._from_directory(self.directory.step(channel.source, packet.message))
+        return packet
+
+    def _from_directory(self, outgoing: list[tuple[int, Message]]) -> None:
+        for to, message in outgoing:
+            if to in self.members:
+                self.send(DIRECTORY, to, message)
+
+    def leave(self, number: int, lost: Callable[[int], int] = lambda sent: 0) -> None:
+        """A node dies. What it has sent still arrives, but for the last ``lost(how many)`` messages of each channel."""
+        del self.nodes[number]
+        for channel, packets in self.channels.items():
+            if channel.to == number:
+                packets.clear()
+            elif channel.source == number:
+                for _ in range(lost(len(packets))):
+                    packets.pop()
+        self.channels.setdefault(Channel(number, DIRECTORY, False), deque()).append(Packet(Left(), []))
+
+    # -- what must hold ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What must hold after every step, whatever is on its way."""
+        for page in range(self.pages):
+            states = {node.number: node.state(page) for node in self.nodes.values()}
+            held = [number for number, state in states.items() if state & machine._HELD]
+            if any(state & machine.EXCLUSIVE for state in states.values()):
+                assert len(held) == 1, f"p{page} is exclusive on one node and held on others: {states}"
+        for node in self.nodes.values():
+            self._check_node(node)
+
+    def _check_node(self, node: Node) -> None:
+        leaving = {
+            page for fetch, at in node.bulk if not fetch.keep for page in range(at, fetch.start + fetch.count)
+        }
+        for page in range(self.pages):
+            state = node.state(page)
+            where = f"p{page} on n{node.number}"
+            assert state in (machine.ABSENT, machine.SHARED, machine.EXCLUSIVE, machine.LOST), f"{where}: state {state}"
+            if state & machine._HELD:
+                assert page in node.memory, f"{where} is a hole, but held"
+                self.check_value(node, page)
+            else:
+                assert page not in node.memory or page in leaving, f"{where} can be read, but is not held"
+            for application in node.applications:
+                unseen = page in application.unprotected and state != machine.EXCLUSIVE
+                assert not unseen, f"{where} is not exclusive, but {application} may store to it"
+
+    def check_quiet(self) -> None:
+        """What must hold when nothing is on its way and nobody waits: all sides agree."""
+        for node in self.nodes.values():
+            region = node.machine._regions[REGION]
+            stuck = [thread for application in node.applications for thread in application.threads if thread.access]
+            assert not stuck, f"{stuck} wait for ever"
+            asked = [(a, b, state) for a, b, state in region.table.touched_runs() if state & machine._PENDING]
+            assert not asked and not region.asks, f"n{node.number} has requests open: {asked} {list(region.asks)}"
+            assert not region.waiters and not region.held and not region.deferred and not region.prefetches
+            assert node.machine.deferred == 0
+            assert not any(application.prefetches for application in node.applications), "a prefetch never finished"
+        extents = self.directory._regions[REGION].extents
+        assert not extents, f"the directory still has transactions in extents {list(extents)}"
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        region = self.directory._regions[REGION]
+        counts = [0, 0, 0, 0]
+        for page in range(self.pages):
+            holding = self.directory.holdings[region.table.get(page)]
+            counts[holding.state] += 1
+            said = {number for number in self.nodes if holding.copies >> number & 1}
+            held = {node.number for node in self.nodes.values() if node.state(page) & machine._HELD}
+            exclusive = {node.number for node in self.nodes.values() if node.state(page) & machine.EXCLUSIVE}
+            assert said == held, f"p{page}: the directory thinks that {said} have it, but {held} do"
+            assert exclusive == (held if holding.state == 2 else set()), f"p{page}: {holding}, exclusive on {exclusive}"
+            assert not holding.copies or holding.copies >> holding.owner & 1, f"p{page}: its owner has no copy: {holding}"
+        assert region.counts[1:] == counts[1:], f"the directory counts {region.counts}, there are {counts}"
+
+
+def sender_of(packet: Packet, channel: Channel) -> int:
+    """Whom a message speaks for: the directory acknowledges for nodes that are gone."""
+    return packet.message.sender if isinstance(packet.message, Ack) else channel.source

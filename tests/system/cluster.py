@@ -1,0 +1,313 @@
+"""A cluster of real services on this host for one test, the applications that run on it, and the proof that nothing stays.
+
+An application is a function of a test module (see :meth:`Cluster.start`), run by a process of its own: the test's process
+never attaches to a region and never faults, since a thread in a page fault holds the GIL. Everything that a test starts carries
+a mark in its environment, by which it is found again whoever its parent is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from dsm import launch, local, wire
+
+LIMIT_S: Final = 60.0
+"""The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
+
+_HERE: Final = Path(__file__).resolve().parent
+_TREE: Final = _HERE.parents[1]
+_MARK: Final = "DSM_TEST_ID"
+_END: Final = object()
+
+_PRELUDE: Final = """\
+from __future__ import annotations
+import contextlib, gc, io, multiprocessing, os, pickle, random, resource, signal, socket, struct, subprocess, sys, threading, time, traceback, zlib
+from pathlib import Path
+from typing import Any
+import numpy as np
+import dsm
+from dsm import local, wire
+from application import attach_by_hand, hear, main, map_by_hand, raised, say
+
+{source}
+
+if __name__ == "__main__":
+    main({name}, {seconds})
+"""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition. Fails with ``what`` after LIMIT_S."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain waited for: {what}"
+        time.sleep(0.005)
+
+
+class Child:
+    """A running application. What it says and hears are lines of JSON on its standard output and input."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.stderr = ""
+        self._deadline = time.monotonic() + limit_s
+        self._said: queue.Queue[Any] = queue.Queue()
+        self._last: Any = None
+        self._readers = [threading.Thread(target=self._read_out), threading.Thread(target=self._read_err)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_out(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._said.put(json.loads(line))
+        self._said.put(_END)
+
+    def _read_err(self) -> None:
+        for line in self.process.stderr or ():
+            self.stderr += line.decode(errors="replace")
+
+    def hear(self) -> Any:
+        """The next thing it says. Fails if it ends, or says nothing within its limit."""
+        said = self._next()
+        assert said is not _END, f"the application ended ({self.wait()}) instead of saying something:\n{self.stderr}"
+        self._last = said
+        return said
+
+    def _next(self) -> Any:
+        try:
+            return self._said.get(timeout=max(0.0, self._deadline - time.monotonic()))
+        except queue.Empty:
+            self.process.kill()
+            self._finish()
+            raise AssertionError(f"the application hung; its standard error:\n{self.stderr}") from None
+
+    def tell(self, value: object = None) -> None:
+        """Say something to it."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(value).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def wait(self) -> int:
+        """Its exit code, -n for signal n, once it has ended and all its children have closed its output."""
+        while (said := self._next()) is not _END:
+            self._last = said
+        self._said.put(_END)
+        return self._finish()
+
+    def result(self) -> Any:
+        """What its function returned. Fails if it failed."""
+        code = self.wait()
+        assert code == 0, f"exit code {code}:\n{self.stderr}"
+        return self._last
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def _finish(self) -> int:
+        code = self.process.wait(LIMIT_S)
+        for reader in self._readers:
+            reader.join(LIMIT_S)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                if stream:
+                    stream.close()
+        return code
+
+
+class Cluster:
+    """``nodes`` agents and a directory (nothing at all if 0), with a short directory of its own for sockets and files."""
+
+    def __init__(self, nodes: int) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # a socket path has 107 bytes at most
+        self.mark = f"{_MARK}={uuid.uuid4()}"
+        os.environ[_MARK] = self.mark.partition("=")[2]  # the launcher hands the environment on
+        self.children: list[Child] = []
+        self.nodes: list[launch.Service] = []
+        self.ended: set[int] = set()
+        """Pids of services that the test itself ends, or that it expects to fail."""
+        self._files = 0
+        if nodes:
+            self.directory = launch.start_directory(stderr=self._log("directory"))
+        for number in range(nodes):
+            self.add_node(f"node{number}")
+
+    def add_node(self, name: str) -> launch.Service:
+        """Start one more agent."""
+        path = self.home / f"{len(self.nodes)}.sock"
+        node = launch.start_node(self.directory.address, socket=path, name=name, stderr=self._log(name))
+        self.nodes.append(node)
+        return node
+
+    def _log(self, name: str) -> IO[bytes]:
+        log = (self.home / f"{name}.log").open("ab", buffering=0)
+        self._logs = [*getattr(self, "_logs", []), log]
+        return log
+
+    def path(self, node: int) -> Path:
+        """The socket of a node."""
+        return self.home / f"{node}.sock"
+
+    # -- applications ------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        function: Callable[..., Any],
+        *arguments: object,
+        node: int | None = 0,
+        also: tuple[Callable[..., Any], ...] = (),
+        limit_s: float = LIMIT_S,
+        **options: Any,
+    ) -> Child:
+        """Run a function of the test module, whose text is copied, in a process of its own, attached to ``node``.
+
+        ``also``: functions it uses. ``arguments`` and what it returns travel as JSON. ``options`` are Popen's.
+        """
+        self._files += 1
+        script = self.home / f"{function.__name__}_{self._files}.py"
+        source = "\n\n".join(textwrap.dedent(inspect.getsource(each)) for each in (*also, function))
+        script.write_text(_PRELUDE.format(source=source, name=function.__name__, seconds=limit_s - 5))
+        command = [sys.executable, str(script), json.dumps(arguments)]
+        environment = dict(os.environ) | {"PYTHONPATH": f"{_TREE}{os.pathsep}{_HERE}"} | options.pop("env", {})
+        environment.pop("DSM_NODE", None)
+        if node is not None:
+            environment["DSM_NODE"] = str(self.path(node))
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=self.home, env=environment, **(streams | options))
+        self.children.append(child := Child(process, limit_s))
+        return child
+
+    def run(self, function: Callable[..., Any], *arguments: object, **options: Any) -> Any:
+        """Start, and wait for the result."""
+        return self.start(function, *arguments, **options).result()
+
+    def everywhere(self, function: Callable[..., Any], *arguments: object, each: int = 1, **options: Any) -> list[Any]:
+        """Run ``function(rank, ranks, *arguments)`` ``each`` times on every node at once; what they returned, by rank."""
+        ranks = len(self.nodes) * each
+        children = [
+            self.start(function, rank, ranks, *arguments, node=rank % len(self.nodes), **options) for rank in range(ranks)
+        ]
+        return [child.result() for child in children]
+
+    # -- what the agents have ----------------------------------------------------------------------------
+
+    def ask(self, question: wire.Message, node: int = 0) -> Any:
+        """The answer of a node to one message."""
+        with local.connect(self.path(node), LIMIT_S) as sock:
+            sock.settimeout(LIMIT_S)
+            local.send(sock, question)
+            return local.receive(sock)[0]
+
+    def status(self, node: int = 0) -> dict[str, Any]:
+        """As ``dsm status`` has it."""
+        answer = self.ask(wire.Query(0, "status", 0, 0, 0), node)
+        assert isinstance(answer, wire.Answer), answer
+        return answer.value
+
+    def descriptors(self, node: int, kind: str) -> int:
+        """How many descriptors of an agent have ``kind`` in what /proc says of them."""
+        found = 0
+        folder = Path(f"/proc/{self.nodes[node].process.pid}/fd")
+        for entry in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += kind in os.readlink(entry)
+        return found
+
+    def all_gone(self, node: int) -> bool:
+        """Does an agent have nothing of any application any more?"""
+        return not any(self.descriptors(node, kind) for kind in ("[userfaultfd]", "[pidfd]"))
+
+    def memory(self, node: int) -> int:
+        """How many regions an agent has memory of."""
+        return self.descriptors(node, "memfd:dsm:")
+
+    @contextlib.contextmanager
+    def stopped(self, node: int) -> Iterator[None]:
+        """Nothing that needs this agent is answered meanwhile. Shorter than a lease, or it is no member any more."""
+        pid = self.nodes[node].process.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def alive(self, service: launch.Service) -> bool:
+        """Is it running, and meant to?"""
+        return service.process.pid not in self.ended and service.process.poll() is None
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def processes(self) -> dict[int, str]:
+        """Everything alive that carries the mark: pid and command."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def check(self) -> None:
+        """Nothing of the test's applications is left in the agents; then end the services: nothing of them is left."""
+        assert [child.process.args for child in self.children if child.process.poll() is None] == []
+        nodes = [number for number, node in enumerate(self.nodes) if self.alive(node)]
+        for node in nodes:
+            until(lambda node=node: self.all_gone(node), f"node {node} to close what it had of applications")  # type: ignore[misc]
+        if nodes:
+            for region in self.status(nodes[0])["cluster"]["regions"]:
+                if not region["unlinked"]:
+                    assert self.ask(wire.Unlink(0, region["name"]), nodes[0]) == wire.Ready()
+            for node in nodes:
+                until(lambda node=node: self.memory(node) == 0, f"node {node} to free its memory")  # type: ignore[misc]
+        self._check_services()
+        until(lambda: not self.processes(), f"the end of {self.processes()}")
+        left = [path.name for path in self.home.rglob("*") if path.is_socket()]
+        assert left == []
+
+    def _check_services(self) -> None:
+        services = [*self.nodes, *([self.directory] if self.nodes else [])]
+        for service in services:
+            if service.process.pid not in self.ended:
+                assert service.process.poll() is None, f"a service died:\n{self.logs()}"
+                service.stop()
+                assert service.process.returncode == 0, f"exit code {service.process.returncode}:\n{self.logs()}"
+        assert "Traceback" not in self.logs()
+
+    def logs(self) -> str:
+        """What the services wrote on their standard error."""
+        return "".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.home.glob("*.log")))
+
+    def clean(self) -> None:
+        """End whatever a failed test has left."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for child in self.children:
+            if child.process.poll() is None or any(reader.is_alive() for reader in child._readers):
+                child._finish()
+        for service in [*self.nodes, *([self.directory] if self.nodes else [])]:
+            service.process.wait(LIMIT_S)
+        for log in getattr(self, "_logs", []):
+            log.close()
+        os.environ.pop(_MARK, None)
+        shutil.rmtree(self.home)

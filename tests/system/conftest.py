@@ -1,0 +1,38 @@
+"""The fixture that system tests share: clusters that leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from cluster import Cluster
+
+
+@pytest.fixture
+def start_cluster() -> Iterator[Callable[[int], Cluster]]:
+    """Start a cluster of so many nodes; after the test, nothing of it may be left."""
+    started: list[Cluster] = []
+
+    def start(nodes: int) -> Cluster:
+        started.append(Cluster(nodes))
+        return started[-1]
+
+    yield start
+    try:
+        for cluster in started:
+            cluster.check()
+    finally:
+        for cluster in started:
+            cluster.clean()
+
+
+@pytest.fixture
+def cluster(start_cluster: Callable[[int], Cluster]) -> Cluster:
+    """Two nodes."""
+    return start_cluster(2)
+
+
+@pytest.fixture
+def cluster3(start_cluster: Callable[[int], Cluster]) -> Cluster:
+    """Three nodes."""
+    return start_cluster(3)

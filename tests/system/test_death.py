@@ -1,0 +1,306 @@
+"""Applications that die in the worst moment, and nodes that leave: what the others see."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from application import hear, say
+from cluster import Cluster, until
+
+import dsm
+
+
+def write_and_wait(name: str, pages: int, value: int) -> None:
+    """All pages become this node's alone."""
+    region = dsm.attach(name, shape=(pages, 512), dtype="i8")
+    region.array[:] = value
+    say()
+    hear()
+
+
+def read_sum(name: str) -> int:
+    return int(dsm.attach(name).array.sum())
+
+
+def test_kill_9_of_the_only_writer_loses_nothing(cluster: Cluster) -> None:
+    child = cluster.start(write_and_wait, "written", 40, 7)
+    child.hear()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert cluster.run(read_sum, "written", node=1) == 40 * 512 * 7
+    assert cluster.run(read_sum, "written", node=0) == 40 * 512 * 7
+
+
+def add_for_ever(name: str, column: int) -> None:
+    array = dsm.attach(name, shape=(64, 512), dtype="i8").array
+    while True:
+        array[:, column] += 1
+        if array[63, column] == 5:
+            say()
+
+
+def add(rank: int, ranks: int, name: str, times: int) -> bool:
+    array = dsm.attach(name, shape=(64, 512), dtype="i8").array
+    for _ in range(times):
+        array[:, rank] += 1
+    return bool((array[:, rank] == times).all())
+
+
+def column(name: str, number: int) -> list[int]:
+    return dsm.attach(name).array[:, number].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_kill_9_again_and_again_while_pages_fly(cluster: Cluster, node: int) -> None:
+    steady = [cluster.start(add, rank, 2, "flying", 120, node=rank) for rank in range(2)]
+    for victim in range(4):
+        child = cluster.start(add_for_ever, "flying", 100 + victim, node=node)
+        child.hear()
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    assert [child.result() for child in steady] == [True, True]
+    for victim in range(4):
+        left = cluster.run(column, "flying", 100 + victim)
+        # It was killed between two pages of one sweep: each store it made is there, and none after it.
+        assert left[0] >= 5
+        assert sorted(left, reverse=True) == left
+        assert left[0] - left[-1] in (0, 1)
+
+
+def touch(name: str, write: bool) -> int:
+    region = dsm.attach(name)
+    say()
+    hear()
+    if write:
+        region.buf[4096] = 1
+    return region.buf[4096]
+
+
+@pytest.mark.parametrize("write", [False, True], ids=["load", "store"])
+def test_kill_9_in_the_middle_of_a_fault(cluster: Cluster, write: bool) -> None:
+    owner = cluster.start(write_and_wait, "page", 4, 1)
+    owner.hear()
+    victim = cluster.start(touch, "page", write, node=1)
+    victim.hear()
+    with cluster.stopped(0):
+        victim.tell()
+        until(lambda: in_a_fault(victim.pid), "the fault")
+        victim.kill()
+        assert victim.wait() == -signal.SIGKILL
+    assert cluster.run(read_sum, "page", node=1) == 4 * 512
+    assert cluster.run(read_sum, "page", node=0) == 4 * 512
+    owner.tell()
+    owner.result()
+
+
+def in_a_fault(pid: int) -> bool:
+    return "handle_userfault" in Path(f"/proc/{pid}/wchan").read_text() or faulting(pid)
+
+
+def faulting(pid: int) -> bool:
+    """Where the kernel does not tell where a process waits: asleep although nothing is there to wait for."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith("-1 ")
+
+
+def sleep_in_a_loop_of_faults() -> str:
+    array = dsm.attach("loop", shape=(64, 512), dtype="i8").array
+    try:
+        say()
+        while True:
+            array[:, 1] += 1
+    except KeyboardInterrupt:
+        return "interrupted"
+
+
+def test_ctrl_c_among_faults(cluster: Cluster) -> None:
+    other = cluster.start(add_for_ever, "loop", 2, node=1)
+    child = cluster.start(sleep_in_a_loop_of_faults)
+    child.hear()
+    child.kill(signal.SIGINT)
+    assert child.result() == "interrupted"
+    other.kill()
+    assert other.wait() == -signal.SIGKILL
+
+
+def interrupted_prefetch() -> list[Any]:
+    region = dsm.attach("page")
+    say()
+    hear()
+    try:
+        region.prefetch()
+    except KeyboardInterrupt:
+        say("interrupted")
+    hear()  # the other node goes on
+    region.prefetch()
+    return [region.stats()["pages_in"], int(region.array.sum())]
+
+
+def test_ctrl_c_ends_a_prefetch(cluster: Cluster) -> None:
+    owner = cluster.start(write_and_wait, "page", 4, 1)
+    owner.hear()
+    child = cluster.start(interrupted_prefetch, node=1)
+    child.hear()
+    with cluster.stopped(0):
+        child.tell()
+        until(lambda: b"poll" in Path(f"/proc/{child.pid}/wchan").read_bytes() or asleep(child.pid), "the prefetch")
+        child.kill(signal.SIGINT)
+        assert child.hear() == "interrupted"
+    child.tell()
+    assert child.result() == [4, 4 * 512]
+    owner.tell()
+    owner.result()
+
+
+def asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+# --- nodes that leave ------------------------------------------------------------------------------------------
+
+
+def leave(cluster: Cluster, node: int) -> None:
+    """SIGTERM: the node says goodbye."""
+    service = cluster.nodes[node]
+    cluster.ended.add(service.process.pid)
+    service.stop()
+    assert service.process.returncode == 0, cluster.logs()
+    others = [number for number, other in enumerate(cluster.nodes) if cluster.alive(other)]
+    until(lambda: len(cluster.status(others[0])["cluster"]["nodes"]) == len(others), "the end of the membership")
+
+
+def write_pages(name: str, pages: int) -> None:
+    dsm.attach(name, shape=(pages, 512), dtype="i8").array[:] = np.arange(pages)[:, None]
+
+
+def touch_pages(name: str, pages: list[int], write: bool) -> list[int]:
+    array = dsm.attach(name).array
+    found = []
+    for page in pages:
+        if write:
+            array[page, 1] = 5
+        found.append(int(array[page, 0]))
+    return found
+
+
+@pytest.mark.parametrize("write", [False, True], ids=["load", "store"])
+def test_a_page_that_left_with_its_node_is_a_bus_error_that_says_so(cluster3: Cluster, write: bool) -> None:
+    cluster3.run(write_pages, "grid", 40, node=0)
+    # What another node has a copy of survives.
+    assert cluster3.run(touch_pages, "grid", [3, 4, 8], False, node=1) == [3, 4, 8]
+    assert cluster3.run(touch_pages, "grid", [4], True, node=1) == [4]
+    leave(cluster3, 0)
+    assert cluster3.run(touch_pages, "grid", [8, 4, 3], write, node=2) == [8, 4, 3]
+    for node in (1, 2):
+        child = cluster3.start(touch_pages, "grid", [4, 20], write, node=node)
+        assert child.wait() == -signal.SIGBUS
+        lines = [line for line in child.stderr.splitlines() if line.startswith("dsm:")]
+        assert len(lines) == 1
+        assert "page 20 " in lines[0] and "'grid'" in lines[0] and "'node0'" in lines[0]
+    # Nobody is disturbed by it, and what was never written is still zeros.
+    assert cluster3.run(touch_pages, "grid", [3, 4, 8], True, node=1) == [3, 4, 8]
+    assert cluster3.run(use_another, node=2) == [0, 1]
+
+
+def use_another() -> list[int]:
+    with dsm.attach("another", 100_000) as region:
+        region.buf[1] = 1
+        return list(region.buf[:2])
+
+
+def touch_with_a_log(page: int) -> None:
+    array = dsm.attach("grid").array
+    os.write(2, b"before\n")
+    say(int(array[page, 0]))
+
+
+def test_the_line_about_a_lost_page_is_appended_to_the_applications_log(cluster: Cluster) -> None:
+    cluster.run(write_pages, "grid", 8, node=0)
+    leave(cluster, 0)
+    path = cluster.home / "errors"
+    for _ in range(2):
+        with path.open("wb") as log:  # not opened for appending, as a shell's 2> does
+            child = cluster.start(touch_with_a_log, 5, node=1, stderr=log)
+            assert child.wait() == -signal.SIGBUS
+        lines = path.read_bytes().splitlines()
+        assert lines[0] == b"before"
+        assert b"page 5 " in b"".join(lines)
+
+
+def touch_with_a_full_pipe(page: int) -> None:
+    """Nobody reads what this process writes on its standard error."""
+    array = dsm.attach("grid").array
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    os.dup2(write, 2)
+    say(read)
+    say(int(array[page, 0]))
+
+
+def test_an_application_that_nobody_listens_to_does_not_stop_its_node(cluster: Cluster) -> None:
+    cluster.run(write_pages, "grid", 8, node=0)
+    leave(cluster, 0)
+    child = cluster.start(touch_with_a_full_pipe, 5, node=1)
+    child.hear()
+    assert cluster.run(use_another, node=1, limit_s=20) == [0, 1]
+    assert child.wait() == -signal.SIGBUS
+
+
+def test_touching_a_page_while_its_node_leaves_gives_its_value_or_a_bus_error(cluster: Cluster) -> None:
+    owner = cluster.start(write_and_wait, "page", 4, 1)
+    owner.hear()
+    children = [cluster.start(touch, "page", write, node=1) for write in (False, True)]
+    for child in children:
+        child.hear()
+    with cluster.stopped(0):
+        for child in children:
+            child.tell()
+        until(lambda: all(in_a_fault(child.pid) for child in children), "the faults")
+        cluster.ended.add(cluster.nodes[0].process.pid)
+        cluster.nodes[0].process.terminate()
+    assert cluster.nodes[0].process.wait(50) == 0
+    assert owner.wait() == -signal.SIGKILL  # attached to a node that was started by somebody who is to outlive it
+    for child in children:
+        assert child.wait() in (0, -signal.SIGBUS), child.stderr
+        assert child._last in (None, 1)
+    assert cluster.run(use_another, node=1) == [0, 1]
+
+
+def hold_and_wait_for_ever(name: str) -> None:
+    lock, region = dsm.Lock(name), dsm.attach("held", 4096)
+    lock.acquire()
+    region.buf[0] = 1
+    say()
+    hear()
+
+
+def lock_it(name: str) -> bool:
+    return dsm.Lock(name).acquire()
+
+
+def test_locks_of_a_node_that_leaves_pass_on(cluster: Cluster) -> None:
+    holder = cluster.start(hold_and_wait_for_ever, "lock", node=1)
+    holder.hear()
+    waiting = cluster.start(lock_it, "lock", node=0)
+    leave(cluster, 1)
+    assert waiting.result() is True
+    assert holder.wait() == -signal.SIGKILL
+
+
+def test_a_node_may_come_back_under_its_name(cluster: Cluster) -> None:
+    cluster.run(write_pages, "grid", 8, node=1)
+    assert cluster.run(touch_pages, "grid", [2], False, node=0) == [2]
+    leave(cluster, 1)
+    cluster.add_node("node1")
+    assert cluster.run(touch_pages, "grid", [2], True, node=2) == [2]
+    assert cluster.run(touch_pages, "grid", [2], True, node=0) == [2]
+    assert cluster.start(touch_pages, "grid", [3], True, node=2).wait() == -signal.SIGBUS
