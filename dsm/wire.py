@@ -9,6 +9,7 @@ The messages between services are also the events of the pure machines: one voca
 
 from __future__ import annotations
 
+from operator import le
 from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
 
 import msgpack
@@ -391,15 +392,45 @@ _KIND: Final = {cls: kind for kind, cls in enumerate(MESSAGES)}
 _HEAD: Final = {cls: (constants.PROTOCOL_VERSION, kind) for cls, kind in _KIND.items()}
 
 
-def _field(annotation: Any) -> tuple[type, Any, Any, bool]:
-    """The type that an annotation allows, the lowest and the highest value, and whether these are of its length."""
+class _Layout:
+    """How a message must look: by field the type, and the lowest and highest value, or length where ``sized``."""
+
+    __slots__ = ("cls", "highs", "lows", "sized", "types")
+
+    def __init__(self, cls: type[Any]) -> None:
+        fields = [_field(hint) for hint in get_type_hints(cls, include_extras=True).values()]
+        self.cls = cls
+        self.types = tuple(kind for kind, _ in fields)
+        self.lows = tuple(bounds.low for _, bounds in fields)
+        self.highs = tuple(bounds.high for _, bounds in fields)
+        self.sized = any(kind not in (int, bool) for kind in self.types)
+
+    def fits(self, fields: list[Any]) -> bool:
+        # Every message of a fault comes by here: the loops are C's.
+        if tuple(map(type, fields)) != self.types:
+            return False
+        if self.sized:
+            if not all(_is_plain(value, _OPTIONS_DEPTH_MAX) for value in fields):
+                return False
+            fields = [value if type(value) in (int, bool) else len(value) for value in fields]
+        return all(map(le, self.lows, fields)) and all(map(le, fields, self.highs))
+
+    def misfit(self, fields: list[Any]) -> str:
+        """Why the fields do not fit."""
+        name = self.cls.__name__
+        if len(fields) != len(self.types):
+            return f"{name} has {len(self.types)} fields, {len(fields)} came"
+        return f"{name} with a field out of its range"
+
+
+def _field(annotation: Any) -> tuple[type, Bounds]:
     if annotation is bool:
-        return bool, False, True, False
+        return bool, Bounds(0, 1)
     kind, bounds = get_args(annotation)
-    return getattr(kind, "__origin__", kind), *bounds, kind is not int
+    return getattr(kind, "__origin__", kind), bounds
 
 
-_FIELDS: Final = [(cls, tuple(map(_field, get_type_hints(cls, include_extras=True).values()))) for cls in MESSAGES]
+_LAYOUTS: Final = [_Layout(cls) for cls in MESSAGES]
 
 _OPTIONS_DEPTH_MAX: Final = 8
 _PLAIN: Final = frozenset((int, float, str, bytes, bool, type(None)))
@@ -444,16 +475,11 @@ def decode(data: bytes) -> Message:
             f"the other side speaks protocol version {version}, this side {constants.PROTOCOL_VERSION}: "
             "install the same release of dsm on every host"
         )
-    if type(kind) is not int or not 0 <= kind < len(_FIELDS):
+    if type(kind) is not int or not 0 <= kind < len(_LAYOUTS):
         raise ProtocolError("unknown kind of message")
-    cls, specs = _FIELDS[kind]
+    layout = _LAYOUTS[kind]
     fields = parts[2:]
-    if len(fields) != len(specs):
-        raise ProtocolError(f"{cls.__name__} has {len(specs)} fields, {len(fields)} came")
-    for value, (expected, low, high, sized) in zip(fields, specs):  # noqa: B905  (lengths compared; strict= costs time)
-        if type(value) is not expected or not low <= (len(value) if sized else value) <= high:  # type: ignore[arg-type]
-            raise ProtocolError(f"{cls.__name__} with a field out of its range")
-        if expected is dict and not _is_plain(value, _OPTIONS_DEPTH_MAX):
-            raise ProtocolError(f"{cls.__name__} with a map of something else than plain values by name")
-    message: Message = cls(*fields)
+    if not layout.fits(fields):
+        raise ProtocolError(layout.misfit(fields))
+    message: Message = layout.cls(*fields)
     return message

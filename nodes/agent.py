@@ -122,6 +122,13 @@ class Agent:
         if self._on.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def remove_socket(self) -> None:
+        """Remove the Unix socket, and with a launcher's last node the directory that was made for it."""
+        self.path.unlink(missing_ok=True)
+        if self._end_applications and not self._exit_when_idle:
+            with contextlib.suppress(OSError):  # another node's socket is still in it
+                self.path.parent.rmdir()
+
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
         self._running = False

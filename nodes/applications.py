@@ -32,7 +32,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid) if pid else -1  # no number here: a process of another container
         self.region: RegionMemory | None = None  # attached, or about to be
         self.mapping: Mapping | None = None
         self.ticket = 0  # of what it waits for
@@ -42,17 +42,23 @@ class _Connection:
     def open(self) -> bool:
         return self.sock.fileno() >= 0
 
+    def close(self) -> None:
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
 
 class _Prefetch:
     """What is left of an explicit prefetch, and how many of its extents are on their way."""
 
-    __slots__ = ("connection", "in_flight", "parts", "write")
+    __slots__ = ("asking", "connection", "in_flight", "parts", "write")
 
     def __init__(self, connection: _Connection, parts: list[tuple[int, int]], write: bool) -> None:
         self.connection = connection
         self.parts = parts
         self.write = write
         self.in_flight = 0
+        self.asking = False  # what is here already is over while it is asked for
 
 
 class Applications:
@@ -99,15 +105,14 @@ class Applications:
 
     def processes(self) -> int:
         """How many processes are connected."""
-        return len({connection.pid for connection in self._connections})
+        return len({connection.pid or connection for connection in self._connections})
 
     def close(self) -> None:
         """Take no more connections, remove the socket, drop those that are there."""
-        self._agent.path.unlink(missing_ok=True)
+        self._agent.remove_socket()
         self._listener.close()
         for connection in list(self._connections):
-            connection.sock.close()
-            os.close(connection.pidfd)
+            connection.close()
         os.close(self._spare)
         if self._device is not None:
             os.close(self._device)
@@ -115,7 +120,7 @@ class Applications:
     def end_all(self) -> None:
         """Kill every process that is attached: without an agent it would wait in a page fault for ever."""
         for connection in self._connections:
-            if connection.mapping is not None:
+            if connection.mapping is not None and connection.pid:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(connection.pidfd, signal.SIGKILL)
 
@@ -196,8 +201,7 @@ class Applications:
             return
         self._connections.discard(connection)
         self._agent.unwatch(connection.sock.fileno())
-        connection.sock.close()
-        os.close(connection.pidfd)
+        connection.close()
         if connection.ticket:
             self._to_directory(wire.Cancel(connection.ticket))
         for name, ticket in connection.locks.items():
@@ -308,17 +312,18 @@ class Applications:
         """One extent of an explicit prefetch has come."""
         if mapping.prefetch is not None:
             mapping.prefetch.in_flight -= 1
-            self._prefetch_more(mapping)
+            if not mapping.prefetch.asking:
+                self._prefetch_more(mapping)
 
     def _prefetch_more(self, mapping: Mapping) -> None:
         job: _Prefetch = mapping.prefetch
+        agent = self._agent
+        job.asking = True
         while job.parts and job.in_flight < PREFETCH_EXTENTS:
             job.in_flight += 1
             start, stop = job.parts.pop()
-            agent = self._agent
             agent.run(agent.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
-            if mapping.prefetch is not job:  # what was here already has finished it meanwhile
-                return
+        job.asking = False
         if not job.parts and not job.in_flight:
             mapping.prefetch = None
             self._reply(job.connection, wire.Ready())

@@ -1,17 +1,14 @@
 """The page protocol as one node sees it: a pure function of (state, event) that returns effects.
 
-A page is ABSENT, SHARED (readable) or EXCLUSIVE (writable) here, and perhaps asked for. Effects say what the shell
-has to do with memory and sockets, in order. Threads that wait appear as opaque *waiters*; page data as an opaque
-*payload*.
+A page is ABSENT, SHARED (readable) or EXCLUSIVE (writable) here, and perhaps asked for. Effects say what the shell has
+to do with memory and sockets, in order. Threads that wait appear as opaque *waiters*; page data as an opaque *payload*.
 
 Two rules carry the protocol:
 
-- **Generation.** Every request has a number of its own and every answer repeats it. An answer whose number is not
-that of a
-  request still open here is late: it is dropped and counted.
-- **Hold** (Mirage's delta: Fleisch, Popek, SOSP 1989). A page that came for a waiting thread stays until the shell
-says that
-  the thread has had its time (:meth:`hold_expired`); what would take it away waits until then.
+- **Generation.** Every request has a number of its own and every answer repeats it. An answer whose number is not that
+  of a request still open here is late: it is dropped and counted.
+- **Hold** (Mirage's delta: Fleisch, Popek, SOSP 1989). A page that came for a waiting thread stays until the shell says
+  that the thread has had its time (:meth:`NodeMachine.hold_expired`); what would take it away waits until then.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
-from dsm.wire import DIRECTORY, Ack, Data, Fetch, Message
+from dsm.wire import DIRECTORY, Ack, Data, Fetch, MemberLeft, Message
 from nodes import machine
 from nodes.machine import NodeMachine
 
@@ -108,6 +108,10 @@ class Node:
         """What the machine thinks of a page, without its open requests."""
         return self.machine._regions[REGION].table.get(page) & (machine._HELD | machine.LOST)
 
+    def threads(self) -> list[Thread]:
+        """Of all applications."""
+        return [thread for application in self.applications for thread in application.threads]
+
     # -- what applications do ------------------------------------------------------------------------------
 
     def access(self, thread: Thread) -> bool:
@@ -144,6 +148,12 @@ class Node:
     def receive(self, packet: Packet) -> None:
         if isinstance(packet.message, Data):
             self.run(self.machine.data(packet.message, packet.contents))
+        elif isinstance(packet.message, MemberLeft):
+            if hasattr(self.machine, 'node_left'): self.run(self.machine.node_left())
+            for fetch, at in self.bulk:
+                if fetch.requester == packet.message.node and not fetch.keep:
+                    self._punch(at, fetch.start + fetch.count - at)
+            self.bulk = deque(job for job in self.bulk if job[0].requester != packet.message.node)
         else:
             self.run(self.machine.step(packet.message))
 
@@ -278,6 +288,8 @@ class Cluster:
             self.nodes[channel.to].receive(packet)
         elif isinstance(packet.message, Left):
             self.members.discard(channel.source)
+            for number in sorted(self.members):
+                self.send(DIRECTORY, number, MemberLeft(channel.source, "it left"))
             self._from_directory(self.directory.forget_node(channel.source, f"n{channel.source}"))
         else:
             self._from_directory(self.directory.step(channel.source, packet.message))

@@ -7,15 +7,17 @@ may be open and all sides must agree. To look further, or again: ``DSM_SEEDS=0:2
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 from simulated_cluster import REGION, Cluster, Node, Thread
 
 from dsm.constants import EXTENT_BYTES
 
+NODES: Final = 3
 PAGES: Final = 8
 EXTENT_PAGES: Final = 4
 """Two extents; pages are so large only to make them small."""
@@ -24,118 +26,132 @@ STEPS: Final = 150
 SETTLE_STEPS_MAX: Final = 5000
 """A run that is still busy this long after the last access makes no progress."""
 
-Action = Callable[[], object]
+
+class Action(NamedTuple):
+    """Something that may happen next. Each ``kind`` has its own weight in a run: some are quick in it, some slow."""
+
+    kind: object
+    text: str
+    do: Callable[[], object]
 
 
 class Run:
-    """One run: what may happen next is drawn from ``chance``."""
+    """One run: what happens, and when, is drawn from ``seed``."""
 
     def __init__(self, seed: int, departures: int) -> None:
         self.chance = chance = Random(seed)
         self.cluster = Cluster(
-            3,
+            NODES,
             PAGES,
             page_size=EXTENT_BYTES // EXTENT_PAGES,
             frame_pages=chance.choice([1, 2, 4]),
             applications=chance.choice([1, 2]),
             threads=chance.choice([1, 2]),
         )
-        self.departures = self.departures_at_most = departures
+        self.departures = departures
         self.writes = chance.choice([0.2, 0.5, 0.9])
         self.hot = chance.choice([1, 2, PAGES])  # pages that are accessed
         self.trace: list[str] = []
+        self._weights: dict[object, float] = {}
 
     def run(self) -> None:
         for _ in range(STEPS):
             self._step([*self._under_way(), *self._new()])
         for _ in range(SETTLE_STEPS_MAX):
-            actions = self._under_way()
+            actions = list(self._under_way())
             if not actions:
                 break
             self._step(actions)
         else:
-            raise AssertionError("no end")
+            raise AssertionError("no end: somebody makes no progress")
         self.cluster.check_quiet()
         assert self.cluster.directory.rejected == 0
 
-    def _step(self, actions: list[tuple[str, Action]]) -> None:
-        name, action = self.chance.choice(actions)
-        self.trace.append(name)
-        action()
+    def _step(self, actions: list[Action]) -> None:
+        if not actions:
+            return
+        for kind in (action.kind for action in actions if action.kind not in self._weights):
+            self._weights[kind] = self.chance.choice([1.0, 1.0, 0.2, 0.02])
+        (action,) = self.chance.choices(actions, [self._weights[action.kind] for action in actions])
+        self.trace.append(action.text)
+        action.do()
         self.cluster.check()
 
-    def _under_way(self) -> list[tuple[str, Action]]:
-        """All that must happen sooner or later."""
-        cluster = self.cluster
-        actions: list[tuple[str, Action]] = [
-            (f"deliver {channel.source}->{channel.to} {cluster.channels[channel][0].message}",
-             lambda channel=channel: cluster.deliver(channel))  # type: ignore[misc]
-            for channel in cluster.pending()
-        ]  # fmt: skip
-        for node in cluster.nodes.values():
-            if node.holds:
-                actions.append((f"n{node.number} hold over p{node.holds[0]}", node.expire_hold))
-            if node.bulk:
-                actions.append((f"n{node.number} sends a frame of {node.bulk[0]}", node.send_frame))
-            for application in node.applications:
-                for thread in application.threads:
-                    if thread.access is not None and not thread.asleep:
-                        actions.append((f"{thread} retries", lambda node=node, thread=thread: node.access(thread)))  # type: ignore[misc]
-                    elif thread.access is not None and not thread.reported:
-                        actions.append((f"{thread} faults", lambda node=node, thread=thread: node.report(thread)))  # type: ignore[misc]
-        return actions
+    # -- what must happen sooner or later ----------------------------------------------------------------
 
-    def _new(self) -> list[tuple[str, Action]]:
-        """What applications and operators may think of."""
-        actions: list[tuple[str, Action]] = []
-        chance = self.chance
+    def _under_way(self) -> Iterator[Action]:
+        cluster = self.cluster
+        for channel in cluster.pending():
+            message = cluster.channels[channel][0].message
+            yield Action(channel, f"{channel.source} -> {channel.to} {message}", partial(cluster.deliver, channel))
+        for node in cluster.nodes.values():
+            name = f"n{node.number}"
+            if node.holds:
+                yield Action((name, "hold"), f"{name} hold of p{node.holds[0]} is over", node.expire_hold)
+            if node.bulk:
+                yield Action((name, "bulk"), f"{name} sends a frame of {node.bulk[0]}", node.send_frame)
+            for thread in node.threads():
+                if thread.access is not None and not thread.asleep:
+                    yield Action((name, "retry"), f"{thread} retries", partial(node.access, thread))
+                elif thread.access is not None and not thread.reported:
+                    yield Action((name, "fault"), f"{thread} faults", partial(node.report, thread))
+
+    # -- what applications and operators may think of -----------------------------------------------------
+
+    def _new(self) -> Iterator[Action]:
         for node in self.cluster.nodes.values():
-            idle = [t for application in node.applications for t in application.threads if t.access is None]
-            page, write = chance.randrange(self.hot), chance.random() < self.writes
-            start, stop = self._range()
-            for thread in idle:
-                actions.append((
-                    f"{thread} {'stores' if write else 'reads'} p{page}",
-                    lambda node=node, thread=thread, page=page, write=write: self._access(node, thread, page, write),  # type: ignore[misc]
-                ))  # fmt: skip
-            if chance.random() < 0.3:
-                actions.append((f"n{node.number} evicts {start}:{stop}",
-                    lambda node=node, start=start, stop=stop: node.run(node.machine.evict(REGION, start, stop))))  # type: ignore[misc]  # fmt: skip
-            if chance.random() < 0.3 and node.applications:
-                actions.append((f"n{node.number} ahead {start}:{stop} {write}",
-                    lambda node=node, start=start, stop=stop, write=write: self._ahead(node, start, stop, write)))  # type: ignore[misc]  # fmt: skip
-            if chance.random() < 0.3 and node.applications:
-                actions.append((f"n{node.number} prefetches {start}:{stop} {write}",
-                    lambda node=node, start=start, stop=stop, write=write: self._prefetch(node, start, stop, write)))  # type: ignore[misc]  # fmt: skip
-            if chance.random() < 0.02 and len(node.applications) > 1:
-                actions.append((f"{node.applications[0]} detaches",
-                    lambda node=node: node.detach(node.applications[0])))  # type: ignore[misc]  # fmt: skip
-        if self.departures and chance.random() < 0.1:
-            number = chance.choice(sorted(self.cluster.nodes))
-            actions.append((f"n{number} leaves", lambda: self._leave(number)))
-        return actions or [("nothing", lambda: None)]
+            name = f"n{node.number}"
+            for thread in node.threads():
+                if thread.access is None:
+                    yield Action("access", f"{thread} starts an access", partial(self._access, node, thread))
+            yield Action("evict", f"{name} evicts", partial(self._evict, node))
+            if node.applications:
+                yield Action("ahead", f"{name} reads ahead", partial(self._ahead, node))
+                yield Action("prefetch", f"{name} prefetches", partial(self._prefetch, node))
+            if len(node.applications) > 1 and self.chance.random() < 0.02:
+                yield Action("detach", f"{node.applications[0]} detaches", partial(node.detach, node.applications[0]))
+            if self.departures and self.chance.random() < 0.03:
+                yield Action("leave", f"{name} leaves", partial(self._leave, node))
 
     def _range(self) -> tuple[int, int]:
+        """Pages of one extent, often few."""
         start = self.chance.randrange(PAGES)
-        return start, self.chance.randint(start + 1, PAGES)
+        end = (start // EXTENT_PAGES + 1) * EXTENT_PAGES
+        return start, self.chance.randint(start + 1, end)
 
-    def _access(self, node: Node, thread: Thread, page: int, write: bool) -> None:
-        thread.access = page, write
+    def _is_write(self) -> bool:
+        return self.chance.random() < self.writes
+
+    def _access(self, node: Node, thread: Thread) -> None:
+        thread.access = self.chance.randrange(self.hot), self._is_write()
+        self._also(f"{thread}")
         node.access(thread)
 
-    def _ahead(self, node: Node, start: int, stop: int, write: bool) -> None:
-        application = self.chance.choice(node.applications)
-        node.run(node.machine.read_ahead(REGION, start, stop, write, application))
+    def _evict(self, node: Node) -> None:
+        start, _ = self._range()
+        stop = self.chance.randint(start + 1, PAGES)
+        self._also(f"{start}:{stop}")
+        node.run(node.machine.evict(REGION, start, stop))
 
-    def _prefetch(self, node: Node, start: int, stop: int, write: bool) -> None:
+    def _ahead(self, node: Node) -> None:
+        (start, _), write = self._range(), self._is_write()
+        stop = self.chance.randint(start + 1, PAGES + 2)  # a window may reach beyond the end
+        self._also(f"{start}:{stop} {write=}")
+        node.run(node.machine.read_ahead(REGION, start, stop, write, self.chance.choice(node.applications)))
+
+    def _prefetch(self, node: Node) -> None:
+        (start, stop), write = self._range(), self._is_write()
         application = self.chance.choice(node.applications)
-        stop = min(stop, (start // EXTENT_PAGES + 1) * EXTENT_PAGES)
         application.prefetches += 1
+        self._also(f"{start}:{stop} {write=} for {application}")
         node.run(node.machine.prefetch(REGION, start, stop, write, application))
 
-    def _leave(self, number: int) -> None:
+    def _leave(self, node: Node) -> None:
         self.departures -= 1
-        self.cluster.leave(number, lambda sent: self.chance.randint(0, sent))
+        self.cluster.leave(node.number, lambda sent: self.chance.randint(0, sent))
+
+    def _also(self, text: str) -> None:
+        self.trace[-1] += f": {text}"
 
 
 def _seeds(default: int) -> range:
