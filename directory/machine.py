@@ -120,7 +120,7 @@ class _Region:
         self.per_extent = per_extent
         self.table = PageTable("I")
         self.extents: dict[int, _Extent] = {}
-        self.counts = [0, 0, 0, 0]  # touched pages by state
+        self.counts = [0, 0, 0, 0]  # pages by state; what is untouched is not counted to the end
 
 
 class PageMachine:
@@ -231,12 +231,18 @@ class PageMachine:
 
     def _commit(self, region: _Region, t: _Transaction) -> None:
         if t.before != t.after:
-            region.table.set_run(t.start, t.stop, t.after)
-            self._count(region, t.before, t.after, t.stop - t.start)
+            self._set(region, t.start, t.stop, t.before, t.after)
 
-    def _count(self, region: _Region, before: int, after: int, pages: int) -> None:
-        region.counts[self.holdings[before].state] -= pages if before else 0
-        region.counts[self.holdings[after].state] += pages
+    def _set(self, region: _Region, start: int, stop: int, before: int, after: int) -> None:
+        """Pages that were held as ``before`` are now held as ``after``."""
+        if stop - start == 1:
+            region.table.set(start, after)
+        else:
+            region.table.set_run(start, stop, after)
+        old, new = self.holdings[before].state, self.holdings[after].state
+        if old != new:
+            region.counts[old] -= stop - start
+            region.counts[new] += stop - start
 
     def _drain(self, number: int, region: _Region, index: int, out: Outgoing) -> None:
         """Start whatever of the queue nothing stands in the way of, in order of arrival."""
@@ -271,8 +277,7 @@ class PageMachine:
             out.append((node, Lost(number, generation, start, count, self._names[owner])))
         elif state == UNTOUCHED and op != EVICT:
             after = self.holdings.number(Holding(SHARED if op == READ else EXCLUSIVE, node, 1 << node))
-            region.table.set_run(start, stop, after)
-            self._count(region, before, after, count)
+            self._set(region, start, stop, before, after)
             out.append((node, Grant(number, generation, start, count, 0, True)))
         elif op == EVICT:
             self._evict(number, extent, w, before, out)
