@@ -1,16 +1,17 @@
 """Fault latencies beside their floor, in one run and interleaved: ``python -m benchmarks.fault_latency [--json]``.
 
 Everything runs on this host over TCP loopback: a directory, two nodes, one application on each, and one more on the
-second node. The floor is a bare pyzmq round trip of 4 KiB (DEALER and ROUTER, both sides in a blocking ``recv``).
-Pages are touched in random order, so that nothing is read ahead.
+second node. The floors are bare pyzmq, both ends in a blocking ``recv`` (benchmarks/floors.py). Pages are touched in
+random order, so that nothing is read ahead.
 
-============  ==================================================================================
-round trip    4 KiB to another process and back: what two of the three hops of a fault cost at least
+============  =====================================================================================================
+round trip    4 KiB to another process and back
+three hops    a request through a second process to a third, which answers with 4 KiB: the way of a remote fault
 local fault   a store to a page that a neighbour on the same node has written: the agent alone settles it
 first touch   a store to a page that nobody ever touched: one round trip to the directory
 remote read   a load from a page that is exclusive on the other node: three hops and 4 KiB
 upgrade       a store to a page of which the other node has a read-only copy: three hops
-============  ==================================================================================
+============  =====================================================================================================
 """
 
 from __future__ import annotations
@@ -27,24 +28,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import zmq
 
-PAGE: Final = 4096
+from benchmarks.floors import PAGE, Floors
+
 ROUNDS: Final = 20
 BATCH: Final = 100  # operations of each kind in a round
-KINDS: Final = ("round trip", "local fault", "first touch", "remote read", "upgrade")
+KINDS: Final = ("round trip", "three hops", "local fault", "first touch", "remote read", "upgrade")
 REGION: Final = "benchmark.fault_latency"
 
 
 # --- children ------------------------------------------------------------------------------------------
-
-
-def _echo() -> None:
-    """The other end of the round trip; tells its port, then echoes for ever."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        print(json.dumps(socket.bind_to_random_port("tcp://127.0.0.1")), flush=True)
-        while True:
-            socket.send_multipart(socket.recv_multipart())
 
 
 def _application() -> None:
@@ -77,16 +70,15 @@ def _pages() -> int:
 class _Child:
     """A child of this program that answers a line of JSON with a line of JSON."""
 
-    def __init__(self, role: str, node: Path | None = None) -> None:
-        environment = dict(os.environ) | ({"DSM_NODE": str(node)} if node else {})
+    def __init__(self, node: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fault_latency", role],
+            [sys.executable, "-m", "benchmarks.fault_latency", "application"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=dict(os.environ) | {"DSM_NODE": str(node)},
             text=True,
         )
-        self.hello = self._answer()
+        self._answer()  # attached
 
     def ask(self, op: str, pages: list[int]) -> list[int]:
         assert self.process.stdin is not None
@@ -107,25 +99,6 @@ class _Child:
 # --- the measurement -----------------------------------------------------------------------------------
 
 
-def _round_trips(port: int) -> Callable[[], list[int]]:
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.connect(f"tcp://127.0.0.1:{port}")
-    payload = bytes(PAGE)
-    now = time.perf_counter_ns
-
-    def batch() -> list[int]:
-        took = []
-        for _ in range(BATCH):
-            start = now()
-            socket.send(payload)
-            socket.recv()
-            took.append(now() - start)
-        return took
-
-    batch()  # connected and warm
-    return batch
-
-
 def measure(progress: Callable[[], None]) -> dict[str, list[int]]:
     """Nanoseconds of every operation, by kind."""
     from dsm import launch
@@ -135,25 +108,26 @@ def measure(progress: Callable[[], None]) -> dict[str, list[int]]:
         directory = launch.start_directory()
         sockets = [Path(folder, name) for name in ("a", "b")]
         nodes = [launch.start_node(directory.address, socket=path, name=path.name) for path in sockets]
-        echo, reader, writer, neighbour = children = [
-            _Child("echo"),
-            _Child("application", sockets[0]),
-            _Child("application", sockets[1]),
-            _Child("application", sockets[1]),
+        floors = Floors()
+        reader, writer, neighbour = children = [
+            _Child(sockets[0]),
+            _Child(sockets[1]),
+            _Child(sockets[1]),
         ]
         try:
-            round_trips = _round_trips(echo.hello)
             pages = list(range(1, _pages(), 2))
             random.Random(1).shuffle(pages)
             for start in range(0, ROUNDS * BATCH, BATCH):
                 batch = pages[start : start + BATCH]
-                took["round trip"] += round_trips()
+                took["round trip"] += floors.round_trips(BATCH)
+                took["three hops"] += floors.three_hops(BATCH)
                 took["first touch"] += writer.ask("write", batch)
                 took["remote read"] += reader.ask("read", batch)
                 took["upgrade"] += writer.ask("write", batch)
                 took["local fault"] += neighbour.ask("write", batch)
                 progress()
         finally:
+            floors.close()
             for child in children:
                 child.end()
             for service in (*nodes, directory):
@@ -179,12 +153,12 @@ def summarize(took: dict[str, list[int]]) -> dict[str, dict[str, float]]:
 
 
 @click.command()
-@click.argument("role", required=False, type=click.Choice(["echo", "application"]))
+@click.argument("role", required=False, type=click.Choice(["application"]), metavar="")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(role: str | None, as_json: bool) -> None:
     """Measure fault latencies against a bare pyzmq round trip."""
     if role is not None:
-        {"echo": _echo, "application": _application}[role]()
+        _application()
         return
     from rich.console import Console
     from rich.progress import Progress

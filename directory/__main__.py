@@ -8,7 +8,7 @@ from directory.service import Directory
 from dsm import daemon
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--listen", default="tcp://127.0.0.1:7400", show_default=True, help="tcp://IP:PORT; port * is any free one."
 )

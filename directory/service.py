@@ -42,7 +42,7 @@ class Directory:
         self._nodes: dict[int, _Node] = {}
         self._by_identity: dict[bytes, _Node] = {}
         self._last_node = 0
-        self._next_look_s = 0.0
+        self._next_look_s = time.monotonic()
         self._rejected = 0
         self._running = True
         self._handlers: dict[type[Any], Any] = {
@@ -60,6 +60,7 @@ class Directory:
     def serve(self) -> None:
         """Serve until :meth:`stop`."""
         try:
+            log.info("listening on %s", self.address)
             while self._running:
                 self._turn()
         finally:
@@ -71,9 +72,15 @@ class Directory:
             self._receive(*received)
         now = time.monotonic()
         if now >= self._next_look_s:
-            self._next_look_s = now + _TICK_MS / 1000
-            for node in [n for n in self._nodes.values() if now - n.heard_s > constants.LEASE_S]:
-                self._remove(node, f"silent for {constants.LEASE_S:g} s")
+            self._look_at_leases(now)
+
+    def _look_at_leases(self, now: float) -> None:
+        if now - self._next_look_s > constants.HEARTBEAT_S:  # it was this process that was stopped, or swamped
+            for node in self._nodes.values():
+                node.heard_s = now
+        self._next_look_s = now + _TICK_MS / 1000
+        for node in [n for n in self._nodes.values() if now - n.heard_s > constants.LEASE_S]:
+            self._remove(node, f"silent for {constants.LEASE_S:g} s")
 
     def _receive(self, identity: bytes, data: bytes | None) -> None:
         try:
@@ -82,7 +89,7 @@ class Directory:
             message = wire.decode(data)
         except errors.DsmError as error:
             self._rejected += 1
-            self._answer(identity, wire.Failure(0, type(error).__name__, str(error)))
+            self._answer(identity, wire.failure(0, error))
             return
         node = self._by_identity.get(identity)
         if node is not None:
@@ -117,11 +124,20 @@ class Directory:
                 self._answer(node.identity, message)
 
     def _answer(self, identity: bytes, message: wire.Message) -> None:
-        transport.send_routed(self._socket, identity, wire.encode(message))
+        data = wire.encode(message)
+        if len(data) > constants.CONTROL_BYTES_MAX:  # a status with very much in it
+            text = f"the answer has {len(data)} bytes, a message at most {constants.CONTROL_BYTES_MAX}"
+            data = wire.encode(wire.Failure(message[0], "InvalidArgument", text))
+        transport.send_routed(self._socket, identity, data)
 
     # -- membership --------------------------------------------------------------------------------------
 
     def _join(self, identity: bytes, m: wire.Join) -> None:
+        try:
+            transport.check_address(m.address)
+        except errors.InvalidArgument as error:
+            self._answer(identity, wire.failure(0, error))
+            return
         if any(node.name == m.name for node in self._nodes.values()):
             text = f"a node named {m.name!r} is here already: give this one another --name"
             self._answer(identity, wire.Failure(0, "NodeNameInUse", text))
@@ -162,7 +178,7 @@ class Directory:
         try:
             region, new = self._registry.open(node.number, m)
         except errors.DsmError as error:
-            self._answer(node.identity, wire.Failure(m.ticket, type(error).__name__, str(error)))
+            self._answer(node.identity, wire.failure(m.ticket, error))
             return
         if new:
             self._pages.add_region(region.number, region.size, region.page_size)
@@ -178,7 +194,7 @@ class Directory:
         try:
             region, told = self._registry.unlink(m.name)
         except errors.DsmError as error:
-            self._answer(node.identity, wire.Failure(m.ticket, type(error).__name__, str(error)))
+            self._answer(node.identity, wire.failure(m.ticket, error))
             return
         if region not in self._registry.regions:
             self._destroy(region, told)

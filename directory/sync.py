@@ -27,16 +27,17 @@ Outgoing = list[tuple[int, Message]]
 
 
 class _Barrier:
-    __slots__ = ("broken", "parties", "waiting")
+    __slots__ = ("broken", "name", "parties", "waiting")
 
-    def __init__(self, parties: int) -> None:
+    def __init__(self, name: str, parties: int) -> None:
+        self.name = name
         self.parties = parties
         self.waiting: list[Waiter] = []
         self.broken = False
 
 
 class SyncMachine:
-    """One door: :meth:`step`. A free lock is not stored; a barrier is, from its first use on."""
+    """One door: :meth:`step`. A free lock is not stored, nor a whole barrier at which nobody waits."""
 
     def __init__(self) -> None:
         self._holder: dict[str, Waiter] = {}
@@ -119,7 +120,7 @@ class SyncMachine:
         """The barrier, made at its first use, or why it cannot be joined."""
         if not parties:
             return "a barrier needs at least one party"
-        barrier = self._barriers.setdefault(name, _Barrier(parties))
+        barrier = self._barriers.setdefault(name, _Barrier(name, parties))
         if barrier.parties != parties:
             return (
                 f"barrier {name!r} has {barrier.parties} parties, not {parties}: every party must give the same number"
@@ -137,6 +138,7 @@ class SyncMachine:
         if len(barrier.waiting) < barrier.parties:
             return []
         arrived, barrier.waiting = barrier.waiting, []
+        del self._barriers[m.name]
         for waiter in arrived:
             del self._waits_for[waiter]
         return [(to, Granted(ticket, index)) for index, (to, ticket) in enumerate(arrived)]
@@ -147,13 +149,18 @@ class SyncMachine:
             return [(node, Failure(m.ticket, "BarrierMismatch", barrier))]
         out = self._break(barrier, "was aborted" if m.broken else "was reset")
         barrier.broken = m.broken
+        if not m.broken:
+            del self._barriers[m.name]
         return [*out, (node, Granted(m.ticket, 0))]
 
     def _break(self, barrier: _Barrier, why: str) -> Outgoing:
         waiting, barrier.waiting, barrier.broken = barrier.waiting, [], True
         for waiter in waiting:
             del self._waits_for[waiter]
-        return [(to, Failure(ticket, "BrokenBarrier", f"the barrier {why} while waiting")) for to, ticket in waiting]
+        return [
+            (to, Failure(ticket, "BrokenBarrier", f"barrier {barrier.name!r} {why} while waiting"))
+            for to, ticket in waiting
+        ]
 
     # -- both --------------------------------------------------------------------------------------------
 
@@ -177,7 +184,5 @@ class SyncMachine:
     def _inspect(self, node: int, m: Inspect) -> Outgoing:
         if not m.parties:
             return [(node, Answer(m.ticket, {"locked": m.name in self._holder}))]
-        barrier = self._barrier(m.name, m.parties)
-        if isinstance(barrier, str):
-            return [(node, Failure(m.ticket, "BarrierMismatch", barrier))]
+        barrier = self._barriers.get(m.name) or _Barrier(m.name, m.parties)
         return [(node, Answer(m.ticket, {"waiting": len(barrier.waiting), "broken": barrier.broken}))]

@@ -212,7 +212,10 @@ def connect() -> Connection:
         connection = _open_or_start(path)
         try:
             # An embedded agent may be leaving, idle, with this connection still in its backlog.
-            connection.ask(wire.Query(0, "status", 0, 0, 0), wire.Answer)
+            connection.ask(wire.Query(0, "here", 0, 0, 0), wire.Answer)
+            if all(other.closed for other in _idle):
+                # An embedded agent leaves with its last process, not with that process's last region.
+                give_back(Connection.open(path))
             return connection
         except errors.NodeUnreachable:
             connection.close()

@@ -41,6 +41,8 @@ LEASE_S: Final = 15.0
 
 CONNECT_TIMEOUT_S: Final = 5.0
 """How long a node waits for its directory, and an application for its node, before saying so."""
+DIRECTORY_TIMEOUT_S: Final = 3.0
+"""How long a node waits for an answer of its directory before it tells the application: before that loses patience."""
 START_TIMEOUT_S: Final = 20.0
 """How long the launcher waits for a service that it started to say that it is ready."""
 STOP_TIMEOUT_S: Final = 5.0
@@ -62,4 +64,5 @@ PREFETCH_EXTENTS: Final = 4
 
 assert EXTENT_BYTES % FRAME_BYTES == 0 and FRAME_BYTES % PAGE_BYTES == 0
 assert HEARTBEAT_S * 5 <= LEASE_S
+assert DIRECTORY_TIMEOUT_S + HEARTBEAT_S < CONNECT_TIMEOUT_S
 assert WINDOW_BYTES_MAX <= EXTENT_BYTES

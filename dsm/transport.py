@@ -9,6 +9,7 @@ between connections, so a demanded page passes at most one frame of bulk (DESIGN
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any, Final
@@ -43,10 +44,20 @@ def _socket(ctx: Context, kind: int) -> Socket:
     return sock
 
 
+def check_address(address: str) -> None:
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``, or PORT is ``*``."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    if not address.startswith("tcp://") or not host or not (port == "*" or (port.isdecimal() and int(port) < 1 << 16)):
+        raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
+
+
 def _bind(sock: Socket, address: str) -> str:
+    check_address(address)
     try:
         sock.bind(address)
     except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InvalidArgument(f"another process listens on {address}: choose another port with --listen") from error
         raise InvalidArgument(
             f"cannot listen on {address}: {error.strerror}; give tcp://IP:PORT of this host"
         ) from error
@@ -54,6 +65,7 @@ def _bind(sock: Socket, address: str) -> str:
 
 
 def _connect(sock: Socket, address: str) -> None:
+    check_address(address)
     try:
         sock.connect(address)
     except zmq.ZMQError as error:

@@ -12,6 +12,7 @@ import enum
 import errno
 import os
 from fcntl import ioctl
+from pathlib import Path
 from struct import Struct
 from typing import Final
 
@@ -36,6 +37,9 @@ FEATURE_NAMES: Final = (
 NEEDED: Final = frozenset({"PAGEFAULT_FLAG_WP", "MISSING_SHMEM", "WP_HUGETLBFS_SHMEM", "POISON"})
 """Events (fork, remap, remove, unmap) are left out on purpose: they block the application until they are read. Markers
 on empty ranges of a memfd come with WP_HUGETLBFS_SHMEM; WP_UNPOPULATED would bring them to anonymous memory."""
+_FEATURES: Final = sum(1 << bit for bit, name in enumerate(FEATURE_NAMES) if name in NEEDED)
+_INITIALIZED: Final = 1 << 31
+"""What the kernel shows beside the features of a descriptor that was negotiated (fs/userfaultfd.c)."""
 
 SYSCALL_NUMBERS: Final = {"x86_64": 323, "aarch64": 282}
 """By what uname(2) calls the machine."""
@@ -186,6 +190,17 @@ class Userfaultfd:
         self._argument = bytearray(_ARGUMENT_BYTES)
 
     @classmethod
+    def adopt(cls, fd: int) -> Userfaultfd:
+        """One that another process has made and handed over. Raises :class:`InvalidArgument` (and leaves ``fd`` open)
+        unless it was negotiated as :meth:`create` does: with events to answer, its calls could be made to wait."""
+        adopted = cls(fd)
+        line = next(line for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if line[:4] == "API:")
+        features = int(line.split(":")[2], 16)
+        if features != _FEATURES | _INITIALIZED:
+            raise InvalidArgument(f"this userfaultfd has the features {features:#x}: use the same release of dsm")
+        return adopted
+
+    @classmethod
     def create(cls, device: int | None) -> Userfaultfd:
         """A new one for this process, through a descriptor of /dev/userfaultfd, or by the system call if None.
 
@@ -193,7 +208,7 @@ class Userfaultfd:
         """
         fd = _new(device)
         try:
-            _negotiate(fd, sum(1 << bit for bit, name in enumerate(FEATURE_NAMES) if name in NEEDED))
+            _negotiate(fd, _FEATURES)
             return cls(fd)
         except BaseException as error:
             os.close(fd)

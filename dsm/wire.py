@@ -33,7 +33,8 @@ U64 = Annotated[int, Bounds(0, 2**63 - 1)]
 """Page numbers, sizes and addresses; below 2**63 so that they fit the kernel's signed offsets."""
 I64 = Annotated[int, Bounds(-(2**63), 2**63 - 1)]
 Name = Annotated[str, Bounds(1, constants.NAME_CHARS_MAX)]
-Text = Annotated[str, Bounds(0, 4096)]
+_TEXT_CHARS_MAX: Final = 4096
+Text = Annotated[str, Bounds(0, _TEXT_CHARS_MAX)]
 Options = Annotated[dict[str, Any], Bounds(0, 64)]
 """Region options travel as a map, so that later ones need no new message."""
 
@@ -264,7 +265,8 @@ class Destroy(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: "status" (of the cluster) or "owners" (``region``, ``start``, ``count``: who owns each page)."""
+    """``what``: "status" (of the cluster), "owners" (``region``, ``start``, ``count``: who owns each page), or "here",
+    which a node answers itself: it is there, and not about to leave."""
 
     ticket: U32
     what: Name
@@ -449,6 +451,11 @@ def _is_plain(value: object, depth: int) -> bool:
 
 _packb = msgpack.Packer(autoreset=True).pack
 _unpackb = msgpack.unpackb
+
+
+def failure(ticket: int, error: Exception) -> Failure:
+    """The answer that tells an error, its text cut to what a message may carry."""
+    return Failure(ticket, type(error).__name__, str(error)[:_TEXT_CHARS_MAX])
 
 
 def encode(message: Message) -> bytes:

@@ -16,7 +16,7 @@ from dsm.errors import DsmError, UserfaultfdUnavailable
 from nodes.agent import Agent
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--directory", default="tcp://127.0.0.1:7400", show_default=True, help="Where the directory listens.")
 @click.option("--listen", default="tcp://127.0.0.1:7401", show_default=True, help="tcp://IP:PORT for the other nodes.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")

@@ -105,7 +105,7 @@ class Agent:
         }
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
-            wire.MemberLeft: lambda m: self.links.member_left(m.node),
+            wire.MemberLeft: self._member_left,
             wire.Fenced: self._fence,
             wire.Destroy: self._destroy,
         }
@@ -136,6 +136,10 @@ class Agent:
     def serve(self) -> None:
         """Serve until :meth:`stop`; then leave the cluster. Raises :class:`DsmError` if the directory sent us away."""
         self.watch(self._timer.fileno(), self._timer.clear)
+        links = self.links
+        log.info(
+            "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
+        )
         with _wakeup() as woken:
             self.watch(woken, lambda: _drain(woken))
             try:
@@ -178,6 +182,7 @@ class Agent:
 
     def _heartbeat(self, now: float) -> None:
         self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
+        self.applications.look_after(now)
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:
             self.stop()
 
@@ -203,7 +208,12 @@ class Agent:
             self.rejected += 1
 
     def _from_directory(self, data: bytes) -> None:
-        message = wire.decode(data)
+        try:
+            message = wire.decode(data)
+        except errors.DsmError as error:
+            self.rejected += 1
+            log.error("the directory sent what is no message: %s", error)
+            return
         kind = type(message)
         if kind in self._messages:
             self._messages[kind](message)
@@ -211,6 +221,15 @@ class Agent:
             self.applications.answered(message)
         else:
             self.run(self.machine.step(message))
+
+    def _member_left(self, m: wire.MemberLeft) -> None:
+        """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
+        self.links.member_left(m.node)
+        self.run(self.machine.step(m))
+        for job in self._bulk:
+            if job.fetch.requester == m.node and not job.fetch.keep:
+                self.regions[job.fetch.region].drop(job.at, job.fetch.start + job.fetch.count - job.at)
+        self._bulk = deque(job for job in self._bulk if job.fetch.requester != m.node)
 
     def _destroy(self, m: wire.Destroy) -> None:
         region = self.regions.pop(m.region, None)
@@ -228,6 +247,11 @@ class Agent:
     def _leave(self) -> None:
         if self._end_applications:
             self.applications.end_all()
+        for region in self.regions.values():  # before the others may go on without this node
+            only_here = self.machine.counts(region.number)["exclusive"]
+            if only_here:
+                log.warning("leaving with the only copy of %d pages of region %r", only_here, region.name)
+            region.withdraw()
         self.applications.close()
         self.links.close()
         for region in self.regions.values():
@@ -258,8 +282,10 @@ class Agent:
     def _faults(self, mapping: Mapping) -> None:
         region = mapping.region
         now = _NOW_NS()
-        for flags, address in mapping.uffd.faults():
+        for flags, address in self._read_faults(mapping):
             page = (address - mapping.address) // region.page_size
+            if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it
+                continue
             write = flags & (FLAG_WRITE | FLAG_WP) != 0
             effects = self.machine.fault(region.number, page, write, mapping)
             local_only = bool(effects) and type(effects[0]) is machine.Resume
@@ -269,6 +295,20 @@ class Agent:
             self.run(effects)
             if not local_only:
                 self._ahead(mapping, page, write)
+
+    def _read_faults(self, mapping: Mapping) -> list[tuple[int, int]]:
+        try:
+            return mapping.uffd.faults()
+        except OSError as error:
+            self.blame(mapping, error)
+            return []
+
+    def blame(self, mapping: Mapping, error: OSError) -> None:
+        """An application's userfaultfd does not do what it must: its memory cannot be kept coherent, so end it."""
+        self.unwatch(mapping.uffd.fileno())
+        line = f"dsm: ended: region {mapping.region.name!r} is no longer registered as it was ({error.strerror})"
+        _tell(mapping.pid, line)
+        self.applications.end(mapping)
 
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
         window = (mapping.writes if write else mapping.reads).fault(page)
@@ -386,7 +426,15 @@ def _wakeup() -> Any:
 
 
 def _tell(pid: int, line: str) -> None:
-    """Write a line where an application writes its errors. It cannot do so itself: it is in a page fault."""
+    """Add a line to where an application writes its errors. It cannot do so itself: it is in a page fault.
+
+    Only for processes of the agent's own user, whose files it may write anyway, and never waiting for a reader.
+    """
     log.error("%s (process %d)", line, pid)
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/fd/2", "w") as stderr:
-        print(line, file=stderr)
+    with contextlib.suppress(OSError):
+        if pid and os.stat(f"/proc/{pid}").st_uid == os.getuid():
+            fd = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                os.write(fd, line.encode() + b"\n")
+            finally:
+                os.close(fd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
 import socket
@@ -16,14 +17,21 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dsm import errors, local, wire
-from dsm.constants import PREFETCH_EXTENTS
+from dsm import errors, local, transport, wire
+from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_EXTENTS
 from dsm.geometry import pages_in, pages_per_extent, split
 from dsm.uffd import Userfaultfd, open_device
 from nodes.memory import Mapping, RegionMemory
 
 if TYPE_CHECKING:
     from nodes.agent import Agent
+
+
+_WAITS = frozenset((wire.Acquire, wire.Arrive))
+"""What may wait for other applications as long as it takes."""
+
+_OPTIONS_BYTES_MAX = 16 << 10
+"""Of a region: they travel in every answer about it."""
 
 
 class _Connection:
@@ -46,6 +54,12 @@ class _Connection:
         self.sock.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
+            self.pidfd = -1
+
+    def kill(self) -> None:
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 class _Prefetch:
@@ -74,9 +88,11 @@ class Applications:
         self._device = open_device()
         self._spare = _spare()
         self._connections: set[_Connection] = set()
+        self._silent: set[_Connection] = set()  # closed, but the process has its region mapped still
         self._served_any = False
         self._last_ticket = 0
-        self._tickets: dict[int, tuple[_Connection, Callable[[_Connection, Any], None]]] = {}
+        # Who asked, what to do with the answer, and when it was asked (for ever, where a wait may last).
+        self._tickets: dict[int, tuple[_Connection, Callable[[_Connection, Any], None], float]] = {}
         self._handlers: dict[type[Any], Callable[[_Connection, Any, list[int]], None]] = {
             wire.Attach: self._attach,
             wire.Mapped: self._mapped,
@@ -96,7 +112,7 @@ class Applications:
     @property
     def idle(self) -> bool:
         """Has everybody who came left again?"""
-        return self._served_any and not self._connections
+        return self._served_any and not self._connections and not self._silent
 
     @property
     def any_came(self) -> bool:
@@ -105,13 +121,13 @@ class Applications:
 
     def processes(self) -> int:
         """How many processes are connected."""
-        return len({connection.pid or connection for connection in self._connections})
+        return len({connection.pid or connection for connection in self._connections | self._silent})
 
     def close(self) -> None:
         """Take no more connections, remove the socket, drop those that are there."""
         self._agent.remove_socket()
         self._listener.close()
-        for connection in list(self._connections):
+        for connection in self._connections | self._silent:
             connection.close()
         os.close(self._spare)
         if self._device is not None:
@@ -119,10 +135,15 @@ class Applications:
 
     def end_all(self) -> None:
         """Kill every process that is attached: without an agent it would wait in a page fault for ever."""
-        for connection in self._connections:
-            if connection.mapping is not None and connection.pid:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(connection.pidfd, signal.SIGKILL)
+        for connection in self._connections | self._silent:
+            if connection.mapping is not None:
+                connection.kill()
+
+    def end(self, mapping: Mapping) -> None:
+        """Kill the process of a mapping that can no longer be kept coherent."""
+        for connection in self._connections | self._silent:
+            if connection.mapping is mapping or connection.pid == mapping.pid != 0:
+                connection.kill()
 
     # -- connections -------------------------------------------------------------------------------------
 
@@ -187,13 +208,15 @@ class Applications:
             return
         try:
             local.send(connection.sock, message, fds or [])
+        except errors.ProtocolError as error:  # too long for one packet
+            local.send(connection.sock, wire.failure(0, error))
         except OSError:
             self._closed(connection)
 
     def _fail(self, connection: _Connection, error: errors.DsmError) -> None:
         """Say why, and end a connection that does not keep to the rules."""
         self._agent.rejected += 1
-        self._reply(connection, wire.Failure(0, type(error).__name__, str(error)))
+        self._reply(connection, wire.failure(0, error))
         self._closed(connection)
 
     def _closed(self, connection: _Connection) -> None:
@@ -201,14 +224,35 @@ class Applications:
             return
         self._connections.discard(connection)
         self._agent.unwatch(connection.sock.fileno())
-        connection.close()
+        connection.sock.close()
         if connection.ticket:
             self._to_directory(wire.Cancel(connection.ticket))
         for name, ticket in connection.locks.items():
             self._to_directory(wire.Release(0, name, ticket))
-        if connection.mapping is not None:
-            self._agent.drop_mapping(connection.mapping)
+        self._silent.add(connection)
+        self._let_go(connection)
+
+    def _let_go(self, connection: _Connection) -> None:
+        """Forget a closed connection, unless its process has the region mapped still: that must stay coherent."""
+        mapping = connection.mapping
+        if mapping is not None and mapping.region.is_mapped(mapping):
+            return
+        self._silent.discard(connection)
+        connection.close()
+        if mapping is not None:
+            self._agent.drop_mapping(mapping)
         self._detach(connection)
+
+    def look_after(self, now: float) -> None:
+        """Let go who has left without a word; tell those who wait for a silent directory."""
+        for connection in list(self._silent):
+            self._let_go(connection)
+        for ticket, (connection, _, asked_s) in list(self._tickets.items()):
+            if now - asked_s > DIRECTORY_TIMEOUT_S:
+                del self._tickets[ticket]
+                connection.ticket = 0
+                text = transport.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
+                self._reply(connection, wire.Failure(0, "DirectoryUnreachable", text))
 
     def _detach(self, connection: _Connection) -> None:
         region, connection.region = connection.region, None
@@ -227,16 +271,19 @@ class Applications:
         """Send a message to the directory under a new ticket; ``then`` gets the answer."""
         self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
         connection.ticket = ticket
-        self._tickets[ticket] = (connection, then)
+        self._tickets[ticket] = (connection, then, math.inf if type(message) in _WAITS else time.monotonic())
         self._to_directory(message._replace(ticket=ticket))
         return ticket
 
     def answered(self, message: Any) -> None:
         """The directory has answered a ticket."""
-        connection, then = self._tickets.pop(message.ticket, (None, None))
-        if connection is not None and then is not None:
+        asked = self._tickets.pop(message.ticket, None)
+        if asked is not None:
+            connection, then, _ = asked
             connection.ticket = 0
             then(connection, message)
+        elif type(message) is wire.Opened:  # too late: nobody waits for it any more
+            self._to_directory(wire.Close(message.region, 1))
 
     def _pass(self, connection: _Connection, answer: Any) -> None:
         """Hand the directory's answer to the application as it is; a bare success is told as Ready."""
@@ -250,6 +297,8 @@ class Applications:
     def _attach(self, connection: _Connection, m: wire.Attach, _: list[int]) -> None:
         if connection.region is not None:
             raise errors.ProtocolError("this connection is attached to a region already")
+        if len(wire.encode(m)) > _OPTIONS_BYTES_MAX:
+            raise errors.InvalidArgument(f"shape and dtype of a region take {_OPTIONS_BYTES_MAX} bytes at most")
         number = m.options.get("region")
         if number is None:
             question = wire.Open(0, m.name, m.size, m.page_size, m.create, m.options)
@@ -268,7 +317,7 @@ class Applications:
         region = self._agent.regions.get(m.region)
         try:
             if region is None:
-                region = RegionMemory(m.region, name, m.size, m.page_size, m.options)
+                region = RegionMemory(m.region, name, m.size, m.page_size, m.options, self._agent.blame)
                 self._agent.add_region(region)
         except (errors.DsmError, OSError) as error:
             self._to_directory(wire.Close(m.region, 1))
@@ -290,7 +339,7 @@ class Applications:
         region = connection.region
         if region is None or connection.mapping is not None or len(fds) != 1:
             raise errors.ProtocolError("Mapped comes once, after Attached, with one userfaultfd")
-        uffd = Userfaultfd(fds[0])  # refuses what is none, and then the descriptor is still ours
+        uffd = Userfaultfd.adopt(fds[0])  # where it refuses, the descriptor is still ours
         fds.clear()
         mapping = Mapping(region, uffd, m.address, connection.pid)
         if not self._agent.take_in(mapping):
@@ -343,7 +392,10 @@ class Applications:
     # -- questions ---------------------------------------------------------------------------------------
 
     def _query(self, connection: _Connection, m: wire.Query, _: list[int]) -> None:
-        self._ask(connection, m, self._status if m.what == "status" else self._pass)
+        if m.what == "here":
+            self._reply(connection, wire.Answer(0, {}))
+        else:
+            self._ask(connection, m, self._status if m.what == "status" else self._pass)
 
     def _status(self, connection: _Connection, m: Any) -> None:
         if type(m) is not wire.Answer:
@@ -400,7 +452,7 @@ def _spare() -> int:
 def _refuse(sock: socket.socket, error: errors.DsmError) -> None:
     """Say why, and close a connection that was never taken on."""
     with contextlib.suppress(OSError), sock:
-        local.send(sock, wire.Failure(0, type(error).__name__, str(error)))
+        local.send(sock, wire.failure(0, error))
 
 
 def _exhausted(error: OSError) -> errors.NodeExhausted:

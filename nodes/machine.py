@@ -31,6 +31,7 @@ from dsm.wire import (
     Grant,
     Invalidate,
     Lost,
+    MemberLeft,
     Message,
     Orphan,
     Refuse,
@@ -165,14 +166,13 @@ class _Ask:
 
 
 class _Prefetch:
-    """An explicit prefetch; ``left`` of its pages have not been here yet."""
+    """An explicit prefetch; the pages ``owed`` have not been here yet."""
 
-    __slots__ = ("left", "start", "stop", "waiter")
+    __slots__ = ("owed", "waiter", "write")
 
-    def __init__(self, start: int, stop: int, left: int, waiter: Waiter) -> None:
-        self.start = start
-        self.stop = stop
-        self.left = left
+    def __init__(self, owed: set[int], write: bool, waiter: Waiter) -> None:
+        self.owed = owed
+        self.write = write
         self.waiter = waiter
 
 
@@ -211,7 +211,7 @@ class NodeMachine:
             Fetch: self._fetch,
             Invalidate: self._invalidate,
             Refuse: self._refuse,
-            Orphan: self._orphan,
+            Orphan: self._refuse,
             Lost: self._lost,
         }
 
@@ -265,20 +265,25 @@ class NodeMachine:
     def prefetch(self, number: int, start: int, stop: int, write: bool, waiter: Waiter) -> list[Effect]:
         """Bring ``[start, stop)``, pages of one extent, here; Finished comes when all of them have been here."""
         region = self._regions[number]
-        op, wanted = (WRITE, EXCLUSIVE) if write else (READ, SHARED)
+        prefetch = _Prefetch(set(range(start, stop)), write, waiter)
         effects: list[Effect] = []
-        owed = 0
+        self._go_on(region, prefetch, start, stop, effects)
+        if prefetch.owed:
+            region.prefetches.append(prefetch)
+        return effects
+
+    def _go_on(self, region: _Region, prefetch: _Prefetch, start: int, stop: int, effects: list[Effect]) -> None:
+        """Take note of what a prefetch has got of ``[start, stop)``, ask for what nobody asks for, and tell the end."""
+        op, wanted = (WRITE, EXCLUSIVE) if prefetch.write else (READ, SHARED)
         for a, b, state in region.table.runs(start, stop):
             if state & LOST or state & _HELD >= wanted:
-                continue
-            owed += b - a
-            if not state & _PENDING:
-                effects.append(self._ask(region, a, b, state, op, False, waiter))
-        if owed:
-            region.prefetches.append(_Prefetch(start, stop, owed, waiter))
-        else:
-            effects.append(Finished(waiter))
-        return effects
+                prefetch.owed.difference_update(range(a, b))
+            elif not state & _PENDING:
+                effects += [
+                    self._ask(region, x, y, state, op, False, prefetch.waiter) for x, y in _runs(prefetch.owed, a, b)
+                ]
+        if not prefetch.owed:
+            effects.append(Finished(prefetch.waiter))
 
     def evict(self, number: int, start: int, stop: int) -> list[Effect]:
         """Give clean copies back. A page stays if it is exclusive, asked for, or the last copy."""
@@ -331,6 +336,8 @@ class NodeMachine:
 
     def step(self, message: Message) -> list[Effect]:
         """What to do after a message of the directory or an acknowledgement of a peer."""
+        if isinstance(message, MemberLeft):
+            return self._member_left(message.node)
         region = self._regions.get(message[0])
         if region is None:
             self.late += 1
@@ -362,7 +369,9 @@ class NodeMachine:
     def _fits(self, region: _Region, ask: _Ask, m: Data) -> bool:
         """Is this data for pages that this request still waits for?"""
         stop = m.start + m.count
-        if ask.op == EVICT or not m.count or m.first < ask.start or m.first + m.total > ask.stop:
+        if ask.op == EVICT or not m.count or m.first in ask.over:
+            return False
+        if m.first < ask.start or m.first + m.total > ask.stop:
             return False
         if m.start < m.first or stop > m.first + m.total:
             return False
@@ -383,6 +392,8 @@ class NodeMachine:
         if m.zero:
             effects = [Install(m.region, m.start, m.count, None, ask.op == WRITE, ask.target)]
             return self._complete(region, ask, m.generation, m.start, stop, effects, False)
+        if any(not state & _HELD for _, _, state in region.table.runs(m.start, stop)):
+            raise ProtocolError(f"granted without data what is not here: {m}")
         if not m.acks:
             return self._complete(
                 region, ask, m.generation, m.start, stop, _unprotect(ask, m.region, m.start, stop), False
@@ -400,10 +411,11 @@ class NodeMachine:
         return self._settle(region, ask, m.generation, m.start, part, [])
 
     def _asked(self, region: _Region, m: Grant | Ack | Refuse | Orphan | Lost) -> _Ask | None:
-        """The open request that a message answers: the rule of the generation."""
+        """The open request, and the open part of it, that a message answers: the rule of the generation."""
         ask = region.asks.get(m.generation)
-        if ask is None:
+        if ask is None or m.start in ask.over:
             self.late += 1
+            return None
         return ask
 
     def _settle(
@@ -455,20 +467,14 @@ class NodeMachine:
 
     def _count_prefetched(self, region: _Region, start: int, stop: int, effects: list[Effect]) -> None:
         for prefetch in region.prefetches:
-            prefetch.left -= max(0, min(stop, prefetch.stop) - max(start, prefetch.start))
-            if prefetch.left <= 0:
-                effects.append(Finished(prefetch.waiter))
-        region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.left > 0]
-
-    def _orphan(self, region: _Region, m: Orphan) -> list[Effect]:
-        ask = region.asks.get(m.generation)
-        if ask is None or m.start in ask.over:  # all of it has come: Done is on its way
-            return []
-        return [*self._refuse(region, m), Send(DIRECTORY, GaveUp(*m))]
+            if not prefetch.owed.isdisjoint(range(start, stop)):
+                self._go_on(region, prefetch, start, stop, effects)
+        region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.owed]
 
     def _refuse(self, region: _Region, m: Refuse | Orphan) -> list[Effect]:
+        """It is not granted, or its supplier has gone before all of it had come."""
         ask = self._asked(region, m)
-        if ask is None:
+        if ask is None:  # all of it had come: Done is on its way
             return []
         stop = m.start + m.count
         ask.parts.pop(m.start, None)
@@ -478,6 +484,8 @@ class NodeMachine:
             if fragment:
                 effects.append(Drop(m.region, a, b - a))
             _set(region, a, b, ABSENT if fragment else state & ~_PENDING)
+        if isinstance(m, Orphan):  # before anything is asked for again
+            effects.append(Send(DIRECTORY, GaveUp(*m)))
         self._resume(region, m.start, stop, False, effects)
         return self._over(region, ask, m.generation, m.start, stop, effects, False)
 
@@ -486,8 +494,8 @@ class NodeMachine:
         if ask is None:
             return []
         stop = m.start + m.count
+        effects: list[Effect] = [Drop(m.region, m.start, m.count)]  # POISON wants holes; there should be no other
         _set(region, m.start, stop, LOST)
-        effects: list[Effect] = []
         for page in range(m.start, stop):
             region.lost[page] = m.node
             if page in region.waiters:
@@ -509,9 +517,25 @@ class NodeMachine:
             self.deferred += 1
         return held
 
+    def _member_left(self, gone: int) -> list[Effect]:
+        """Do at once what was put off for a node that has gone: the directory counts it as done and goes on."""
+        effects: list[Effect] = []
+        for region in self._regions.values():
+            due = [m for m in region.deferred if m.requester == gone]
+            if due:
+                region.deferred = [m for m in region.deferred if m.requester != gone]
+                self.deferred -= len(due)
+            for m in due:
+                effects += self._supply(region, m) if isinstance(m, Fetch) else self._give_up(region, m)
+        return effects
+
     def _fetch(self, region: _Region, m: Fetch) -> list[Effect]:
-        if self._is_held(region, m):
-            return []
+        return [] if self._is_held(region, m) else self._supply(region, m)
+
+    def _invalidate(self, region: _Region, m: Invalidate) -> list[Effect]:
+        return [] if self._is_held(region, m) else self._give_up(region, m)
+
+    def _supply(self, region: _Region, m: Fetch) -> list[Effect]:
         protect = False
         for a, b, state in region.table.runs(m.start, m.start + m.count):
             if not state & _HELD:
@@ -520,9 +544,7 @@ class NodeMachine:
             _set(region, a, b, state & ~_HELD | (SHARED if m.keep else ABSENT))
         return [Supply(m, protect)]
 
-    def _invalidate(self, region: _Region, m: Invalidate) -> list[Effect]:
-        if self._is_held(region, m):
-            return []
+    def _give_up(self, region: _Region, m: Invalidate) -> list[Effect]:
         for a, b, state in region.table.runs(m.start, m.start + m.count):
             if state & _HELD != SHARED:
                 raise ProtocolError(f"asked to drop pages that are not shared here: {m}, state {state} in [{a}, {b})")
@@ -538,6 +560,17 @@ def _set(region: _Region, start: int, stop: int, state: int) -> None:
         region.table.set(start, state)
     else:
         region.table.set_run(start, stop, state)
+
+
+def _runs(pages: set[int], start: int, stop: int) -> list[tuple[int, int]]:
+    """The members of ``pages`` in ``[start, stop)`` as runs."""
+    runs: list[tuple[int, int]] = []
+    for page in sorted(pages.intersection(range(start, stop))):
+        if runs and runs[-1][1] == page:
+            runs[-1] = (runs[-1][0], page + 1)
+        else:
+            runs.append((page, page + 1))
+    return runs
 
 
 def _unprotect(ask: _Ask, region: int, start: int, stop: int) -> list[Effect]:

@@ -7,7 +7,9 @@ from then on each first store is a fault, too. The agent itself never maps the r
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from typing import Any, Final
 
 from dsm import memory
@@ -38,10 +40,19 @@ class Mapping:
         self.prefetch: Any = None
 
 
-class RegionMemory:
-    """The pages of one region that are here. Offsets and lengths are in pages of the region."""
+Blame = Callable[[Mapping, OSError], None]
 
-    def __init__(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> None:
+
+class RegionMemory:
+    """The pages of one region that are here. Offsets and lengths are in pages of the region.
+
+    ``blame`` is called when the kernel refuses what an application's userfaultfd must allow: the application has undone
+    its part, by mistake or malice, and its memory can no longer be kept coherent.
+    """
+
+    def __init__(
+        self, number: int, name: str, size: int, page_size: int, options: dict[str, Any], blame: Blame
+    ) -> None:
         self.number = number
         self.name = name
         self.size = size
@@ -55,6 +66,7 @@ class RegionMemory:
         self.stats = Statistics()
         self._armed: set[int] = set()  # extents (by byte offset) in which pages may be present
         self._length = self.pages * page_size
+        self._blame = blame
 
     def close(self) -> None:
         """Give the memory back."""
@@ -66,6 +78,8 @@ class RegionMemory:
 
     def take_in(self, mapping: Mapping) -> bool:
         """Take an application in, with markers wherever pages may be present. False if it is gone already."""
+        if self._protect(mapping, 0, min(EXTENT_BYTES, self._length)) is Outcome.GONE:  # proves that it is registered
+            return False
         start = stop = -1
         for extent in [*sorted(self._armed), None]:
             if extent is not None and extent == stop:
@@ -78,10 +92,21 @@ class RegionMemory:
         self.mappings.append(mapping)
         return True
 
+    def is_mapped(self, mapping: Mapping) -> bool:
+        """Does the application still have the region in its memory, registered with us?"""
+        return self._protect(mapping, 0, self.page_size) is not Outcome.GONE
+
     def _protect_extents(self, mapping: Mapping, start: int, stop: int) -> Outcome:
         at = start * EXTENT_BYTES
         length = min(stop * EXTENT_BYTES, self._length) - at
-        return mapping.uffd.protect(mapping.address + at, length)
+        return self._protect(mapping, at, length)
+
+    def _protect(self, mapping: Mapping, offset: int, length: int) -> Outcome:
+        try:
+            return mapping.uffd.protect(mapping.address + offset, length)
+        except OSError as error:
+            self._blame(mapping, error)
+            return Outcome.GONE
 
     def _arm(self, offset: int, length: int) -> None:
         for extent in range(offset // EXTENT_BYTES, (offset + length - 1) // EXTENT_BYTES + 1):
@@ -113,25 +138,36 @@ class RegionMemory:
         return woken
 
     def _copy(self, target: Mapping, offset: int, frame: memory.Staging, length: int, write: bool) -> bool:
-        return target.uffd.copy(target.address + offset, frame.address, length, not write) is Outcome.DONE
+        try:
+            return target.uffd.copy(target.address + offset, frame.address, length, not write) is Outcome.DONE
+        except OSError as error:
+            if error.errno != errno.ENOMEM:  # of the application's control group: the file may still take the page
+                self._blame(target, error)
+            return False
 
     def resume(self, mapping: Mapping, page: int, write: bool) -> None:
         """Let the threads of an application that wait for a page retry."""
-        if write:  # this wakes, too
-            mapping.uffd.unprotect(mapping.address + page * self.page_size, self.page_size)
-        else:
-            mapping.uffd.wake(mapping.address + page * self.page_size, self.page_size)
+        try:
+            if write:  # this wakes, too
+                mapping.uffd.unprotect(mapping.address + page * self.page_size, self.page_size)
+            else:
+                mapping.uffd.wake(mapping.address + page * self.page_size, self.page_size)
+        except OSError as error:
+            self._blame(mapping, error)
 
     def unprotect(self, mapping: Mapping, start: int, count: int) -> None:
         """Let an application write pages that are exclusive here."""
-        mapping.uffd.unprotect(mapping.address + start * self.page_size, count * self.page_size)
+        try:
+            mapping.uffd.unprotect(mapping.address + start * self.page_size, count * self.page_size)
+        except OSError as error:
+            self._blame(mapping, error)
 
     # -- pages go ----------------------------------------------------------------------------------------
 
     def protect(self, start: int, count: int) -> None:
         """From here on no local application can change these pages."""
         for mapping in self.mappings:
-            mapping.uffd.protect(mapping.address + start * self.page_size, count * self.page_size)
+            self._protect(mapping, start * self.page_size, count * self.page_size)
 
     def read(self, start: int, count: int) -> bytes:
         """The bytes of pages that are here."""
@@ -142,5 +178,15 @@ class RegionMemory:
         memory.punch_hole(self.memfd, start * self.page_size, count * self.page_size)
 
     def poison(self, mapping: Mapping, page: int) -> None:
-        """Make touching a page a SIGBUS."""
-        mapping.uffd.poison(mapping.address + page * self.page_size, self.page_size)
+        """Make touching a page, which is absent, a SIGBUS."""
+        try:
+            mapping.uffd.poison(mapping.address + page * self.page_size, self.page_size)
+        except OSError as error:
+            self._blame(mapping, error)
+
+    def withdraw(self) -> None:
+        """Take every page away: whoever touches one waits, and never reads what may be old."""
+        for mapping in self.mappings:
+            for extent in self._armed:
+                self._protect_extents(mapping, extent, extent + 1)
+        self.drop(0, self.pages)

@@ -1,0 +1,117 @@
+"""What ZeroMQ costs without dsm: the floors that its latencies stand beside. ``python -m benchmarks.floors ROLE
+PORT...``
+
+``round trip``: 4 KiB from a DEALER to a ROUTER and back. ``three hops``: the way of a remote fault through bare
+sockets of the same kinds (DEALER, ROUTER, DEALER, then PUSH, PULL with 4 KiB), in three processes. All of them block
+in ``recv``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+PAGE: Final = 4096
+_REQUEST: Final = bytes(20)  # as long as a request for a page
+_OWNER: Final = b"owner"
+_HOST: Final = "tcp://127.0.0.1"
+
+
+def _echo() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        _tell(socket.bind_to_random_port(_HOST))
+        while True:
+            socket.send_multipart(socket.recv_multipart())
+
+
+def _switch() -> None:
+    """Pass every request on to the owner, as a directory does."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        _tell(socket.bind_to_random_port(_HOST))
+        owner = b""
+        while True:
+            sender, message = socket.recv_multipart()
+            if message == _OWNER:
+                owner = sender
+                continue
+            socket.send(owner, zmq.SNDMORE)
+            socket.send(message)
+
+
+def _owner(switch: str, requester: str) -> None:
+    """Answer every request that the switch passes on with a page, straight to the requester."""
+    payload = bytes(PAGE)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as requests, context.socket(zmq.PUSH) as answers:
+        requests.connect(f"{_HOST}:{switch}")
+        answers.connect(f"{_HOST}:{requester}")
+        requests.send(_OWNER)
+        _tell(0)
+        while True:
+            message = requests.recv()
+            answers.send(message, zmq.SNDMORE)
+            answers.send(payload)
+
+
+def _tell(port: int) -> None:
+    print(json.dumps(port), flush=True)
+
+
+class Floors:
+    """The other processes of both floors; ``round_trips(n)`` and ``three_hops(n)`` give nanoseconds of each of n."""
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[str]] = []
+        self._context = zmq.Context()
+        self._echo = self._context.socket(zmq.DEALER)
+        self._echo.connect(f"{_HOST}:{self._start('echo')}")
+        self._requests = self._context.socket(zmq.DEALER)
+        switch = self._start("switch")
+        self._requests.connect(f"{_HOST}:{switch}")
+        self._answers = self._context.socket(zmq.PULL)
+        self._start("owner", str(switch), str(self._answers.bind_to_random_port(_HOST)))
+        time.sleep(0.2)  # until the owner's name has reached the switch; no measurement has begun
+
+    def _start(self, *arguments: str) -> Any:
+        command = [sys.executable, "-m", "benchmarks.floors", *arguments]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._children.append(child)
+        assert child.stdout is not None
+        return json.loads(child.stdout.readline())
+
+    def round_trips(self, count: int) -> list[int]:
+        """A page there and back."""
+        payload = bytes(PAGE)
+        return _time(count, lambda: self._echo.send(payload), self._echo.recv)
+
+    def three_hops(self, count: int) -> list[int]:
+        """A request by way of the switch to the owner, a page back."""
+        return _time(count, lambda: self._requests.send(_REQUEST), self._answers.recv_multipart)
+
+    def close(self) -> None:
+        """End the other processes."""
+        for child in self._children:
+            child.kill()
+            child.wait()
+        self._context.destroy(linger=0)
+
+
+def _time(count: int, ask: Callable[[], object], answered: Callable[[], object]) -> list[int]:
+    now = time.perf_counter_ns
+    took = []
+    for _ in range(count):
+        start = now()
+        ask()
+        answered()
+        took.append(now() - start)
+    return took
+
+
+if __name__ == "__main__":
+    role, *ports = sys.argv[1:]
+    {"echo": _echo, "switch": _switch, "owner": _owner}[role](*ports)  # type: ignore[operator]
