@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from dsm.constants import PAGE_BYTES, REGIONS_MAX
-from dsm.errors import RegionExists, RegionMismatch, RegionNotFound, RegionTooLarge
+from dsm.errors import InvalidArgument, RegionExists, RegionMismatch, RegionNotFound, RegionTooLarge
 from dsm.geometry import check_size
 from dsm.wire import Open
 
@@ -58,6 +58,7 @@ class Registry:
             raise RegionNotFound(f"there is no region {m.name!r}: give a size or a shape to create it")
         page_size = m.page_size or PAGE_BYTES
         check_size(m.size, page_size)
+        _check_options(m.options)
         if len(self.regions) >= REGIONS_MAX:
             raise RegionTooLarge(f"the directory keeps {REGIONS_MAX} regions at most: unlink some")
         self._last += 1
@@ -101,6 +102,13 @@ class Registry:
             return set()
         del self.regions[region.number]
         return region.known
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Whoever attaches later has to rely on these two; other options are for later releases."""
+    shape, dtype = options.get("shape", []), options.get("dtype", "")
+    if type(shape) is not list or not all(type(side) is int and side >= 0 for side in shape) or type(dtype) is not str:
+        raise InvalidArgument(f"a shape is a list of whole numbers and a dtype a text, not {shape!r} and {dtype!r}")
 
 
 def _check_same(region: Region, m: Open) -> None:

@@ -37,7 +37,6 @@ FEATURE_NAMES: Final = (
 NEEDED: Final = frozenset({"PAGEFAULT_FLAG_WP", "MISSING_SHMEM", "WP_HUGETLBFS_SHMEM", "POISON"})
 """Events (fork, remap, remove, unmap) are left out on purpose: they block the application until they are read. Markers
 on empty ranges of a memfd come with WP_HUGETLBFS_SHMEM; WP_UNPOPULATED would bring them to anonymous memory."""
-_FEATURES: Final = sum(1 << bit for bit, name in enumerate(FEATURE_NAMES) if name in NEEDED)
 _INITIALIZED: Final = 1 << 31
 """What the kernel shows beside the features of a descriptor that was negotiated (fs/userfaultfd.c)."""
 
@@ -156,6 +155,10 @@ def _unavailable(number: int | None, what: str) -> UserfaultfdUnavailable:
     return UserfaultfdUnavailable(f"{what} was refused ({os.strerror(number or 0)}): {remedy}; `dsm doctor` says more")
 
 
+def _needed_bits() -> int:
+    return sum(1 << bit for bit, name in enumerate(FEATURE_NAMES) if name in NEEDED)
+
+
 def _negotiate(fd: int, features: int) -> int:
     """The features the kernel has, as bits; ``OSError`` EINVAL if it lacks one that was asked for."""
     argument = bytearray(_API_ARGUMENT.pack(_API, features, 0))
@@ -196,7 +199,7 @@ class Userfaultfd:
         adopted = cls(fd)
         line = next(line for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if line[:4] == "API:")
         features = int(line.split(":")[2], 16)
-        if features != _FEATURES | _INITIALIZED:
+        if features != _needed_bits() | _INITIALIZED:
             raise InvalidArgument(f"this userfaultfd has the features {features:#x}: use the same release of dsm")
         return adopted
 
@@ -208,7 +211,7 @@ class Userfaultfd:
         """
         fd = _new(device)
         try:
-            _negotiate(fd, _FEATURES)
+            _negotiate(fd, _needed_bits())
             return cls(fd)
         except BaseException as error:
             os.close(fd)

@@ -1,12 +1,13 @@
-"""The production machines, one directory and n nodes, on a simulated network and kernel: everything in one thread, in memory.
+"""The production machines, one directory and n nodes, on a simulated network and kernel: all in one thread, in memory.
 
 What the shells do is done here to plain dicts, with the same meaning:
 
-- *Memory.* A page is in ``Node.memory`` (then all local applications see it) or a hole. An application may store to a page
-  that is there if it is in its ``Application.unprotected``: it then does so **without telling anybody**, as the hardware
-  would. A hole keeps the protection that it had (markers survive the punch), and so does a page that is filled by ``pwrite``.
-- *Network.* Every pair has ordered channels: one between a node and the directory, two from node to node (urgent and bulk, as
-  dsm/transport.py has them). Between channels there is no order.
+- *Memory.* A page is in ``Node.memory`` (then all local applications see it) or a hole. An application may store to a
+  page that is there if it is in its ``Application.unprotected``: it then does so **without telling anybody**, as the
+  hardware would. A hole keeps the protection that it had (markers survive the punch), and so does a page that is
+  filled by ``pwrite``.
+- *Network.* Every pair has ordered channels: one between a node and the directory, two from node to node (urgent and
+  bulk, as dsm/transport.py has them). Between channels there is no order.
 - *Time.* A hold is over when somebody says so.
 
 A page's contents are one integer, different for every store: a stale copy can be told from the right one.
@@ -20,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
-from dsm.wire import DIRECTORY, Ack, Data, Fetch, MemberLeft, Message
+from dsm.wire import DIRECTORY, Data, Fetch, MemberLeft, Message
 from nodes import machine
 from nodes.machine import NodeMachine
 
@@ -149,13 +150,17 @@ class Node:
         if isinstance(packet.message, Data):
             self.run(self.machine.data(packet.message, packet.contents))
         elif isinstance(packet.message, MemberLeft):
-            if hasattr(self.machine, 'node_left'): self.run(self.machine.node_left())
-            for fetch, at in self.bulk:
-                if fetch.requester == packet.message.node and not fetch.keep:
-                    self._punch(at, fetch.start + fetch.count - at)
-            self.bulk = deque(job for job in self.bulk if job[0].requester != packet.message.node)
+            self._member_left(packet.message.node)
         else:
             self.run(self.machine.step(packet.message))
+
+    def _member_left(self, gone: int) -> None:
+        """What is still to be sent to a node that has gone goes nowhere; what was to be dropped is dropped."""
+        self.run(self.machine.step(MemberLeft(gone, "it left")))
+        for fetch, at in self.bulk:
+            if fetch.requester == gone and not fetch.keep:
+                self._punch(at, fetch.start + fetch.count - at)
+        self.bulk = deque(job for job in self.bulk if job[0].requester != gone)
 
     def expire_hold(self) -> None:
         self.run(self.machine.hold_expired(REGION, self.holds.popleft()))
@@ -273,7 +278,9 @@ class Cluster:
 
     # -- network -----------------------------------------------------------------------------------------------
 
-    def send(self, source: int, to: int, message: Message, contents: list[int] | None = None, bulk: bool = False) -> None:
+    def send(
+        self, source: int, to: int, message: Message, contents: list[int] | None = None, bulk: bool = False
+    ) -> None:
         if to in self.nodes or to == DIRECTORY:
             self.channels.setdefault(Channel(source, to, bulk), deque()).append(Packet(message, contents or []))
 
@@ -324,9 +331,7 @@ class Cluster:
             self._check_node(node)
 
     def _check_node(self, node: Node) -> None:
-        leaving = {
-            page for fetch, at in node.bulk if not fetch.keep for page in range(at, fetch.start + fetch.count)
-        }
+        leaving = {page for fetch, at in node.bulk if not fetch.keep for page in range(at, fetch.start + fetch.count)}
         for page in range(self.pages):
             state = node.state(page)
             where = f"p{page} on n{node.number}"
@@ -366,10 +371,7 @@ class Cluster:
             exclusive = {node.number for node in self.nodes.values() if node.state(page) & machine.EXCLUSIVE}
             assert said == held, f"p{page}: the directory thinks that {said} have it, but {held} do"
             assert exclusive == (held if holding.state == 2 else set()), f"p{page}: {holding}, exclusive on {exclusive}"
-            assert not holding.copies or holding.copies >> holding.owner & 1, f"p{page}: its owner has no copy: {holding}"
+            assert not holding.copies or holding.copies >> holding.owner & 1, (
+                f"p{page}: its owner has no copy: {holding}"
+            )
         assert region.counts[1:] == counts[1:], f"the directory counts {region.counts}, there are {counts}"
-
-
-def sender_of(packet: Packet, channel: Channel) -> int:
-    """Whom a message speaks for: the directory acknowledges for nodes that are gone."""
-    return packet.message.sender if isinstance(packet.message, Ack) else channel.source

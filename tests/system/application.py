@@ -1,5 +1,4 @@
-"""What the applications of the system tests have in common. Imported by the processes that tests start, and for its names
-by the tests themselves."""
+"""What the applications of the system tests have in common; the tests import the names, their processes run them."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def raised(action: Callable[[], object]) -> list[Any]:
 
 
 def attach_by_hand(sock: socket.socket, name: str, size: int) -> tuple[mmap.mmap, Userfaultfd]:
-    """What ``dsm.attach`` does, on a connection of the test's own. The memory is managed while the userfaultfd is open."""
+    """What ``dsm.attach`` does, on a connection of the test's own; managed while the descriptor is open."""
     local.send(sock, wire.Attach(name, size, 0, 0, {}))
     answer, fds = local.receive(sock)
     assert isinstance(answer, wire.Attached), answer

@@ -1,8 +1,8 @@
-"""A cluster of real services on this host for one test, the applications that run on it, and the proof that nothing stays.
+"""A cluster of real services on this host for one test, the applications that run on it, and that nothing of it stays.
 
-An application is a function of a test module (see :meth:`Cluster.start`), run by a process of its own: the test's process
-never attaches to a region and never faults, since a thread in a page fault holds the GIL. Everything that a test starts carries
-a mark in its environment, by which it is found again whoever its parent is.
+An application is a function of a test module (see :meth:`Cluster.start`), run by a process of its own: the test's
+process never attaches to a region and never faults, since a thread in a page fault holds the GIL. Everything that a
+test starts carries a mark in its environment, by which it is found again whoever its parent is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import queue
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from dsm import launch, local, wire
+from dsm import launch, local, transport, wire
 
 LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
@@ -34,16 +33,18 @@ LIMIT_S: Final = 60.0
 _HERE: Final = Path(__file__).resolve().parent
 _TREE: Final = _HERE.parents[1]
 _MARK: Final = "DSM_TEST_ID"
-_END: Final = object()
+END: Final = object()
 
 _PRELUDE: Final = """\
 from __future__ import annotations
-import contextlib, gc, io, multiprocessing, os, pickle, random, resource, signal, socket, struct, subprocess, sys, threading, time, traceback, zlib
+import contextlib, fcntl, gc, io, itertools, multiprocessing, os, pickle, random, resource, signal, socket
+import subprocess, sys, threading, time, traceback, zlib
 from pathlib import Path
 from typing import Any
 import numpy as np
 import dsm
-from dsm import local, wire
+from dsm import local, memory, wire
+from dsm.uffd import Userfaultfd, open_device
 from application import attach_by_hand, hear, main, map_by_hand, raised, say
 
 {source}
@@ -79,7 +80,7 @@ class Child:
         assert self.process.stdout
         for line in self.process.stdout:
             self._said.put(json.loads(line))
-        self._said.put(_END)
+        self._said.put(END)
 
     def _read_err(self) -> None:
         for line in self.process.stderr or ():
@@ -87,31 +88,35 @@ class Child:
 
     def hear(self) -> Any:
         """The next thing it says. Fails if it ends, or says nothing within its limit."""
-        said = self._next()
-        assert said is not _END, f"the application ended ({self.wait()}) instead of saying something:\n{self.stderr}"
+        said = self.hear_or_end()
+        assert said is not END, f"the application ended ({self.wait()}) instead of saying something:\n{self.stderr}"
         self._last = said
         return said
 
-    def _next(self) -> Any:
+    def hear_or_end(self) -> Any:
+        """The next thing it says, or END if it has ended instead."""
         try:
-            return self._said.get(timeout=max(0.0, self._deadline - time.monotonic()))
+            said = self._said.get(timeout=max(0.0, self._deadline - time.monotonic()))
+            if said is END:
+                self._said.put(END)  # it stays the end
+            return said
         except queue.Empty:
             self.process.kill()
-            self._finish()
+            self.finish()
             raise AssertionError(f"the application hung; its standard error:\n{self.stderr}") from None
 
     def tell(self, value: object = None) -> None:
         """Say something to it."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(value).encode() + b"\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # who listens to it next learns that it has ended, and how
+            self.process.stdin.write(json.dumps(value).encode() + b"\n")
+            self.process.stdin.flush()
 
     def wait(self) -> int:
         """Its exit code, -n for signal n, once it has ended and all its children have closed its output."""
-        while (said := self._next()) is not _END:
+        while (said := self.hear_or_end()) is not END:
             self._last = said
-        self._said.put(_END)
-        return self._finish()
+        return self.finish()
 
     def result(self) -> Any:
         """What its function returned. Fails if it failed."""
@@ -123,7 +128,8 @@ class Child:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def _finish(self) -> int:
+    def finish(self) -> int:
+        """Wait for its end, and for that of everything it has said. May be repeated."""
         code = self.process.wait(LIMIT_S)
         for reader in self._readers:
             reader.join(LIMIT_S)
@@ -135,13 +141,14 @@ class Child:
 
 
 class Cluster:
-    """``nodes`` agents and a directory (nothing at all if 0), with a short directory of its own for sockets and files."""
+    """``nodes`` agents and a directory (nothing at all if 0), and a folder with a short name for sockets and files."""
 
     def __init__(self, nodes: int) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # a socket path has 107 bytes at most
         self.mark = f"{_MARK}={uuid.uuid4()}"
         os.environ[_MARK] = self.mark.partition("=")[2]  # the launcher hands the environment on
         self.children: list[Child] = []
+        self._logs: list[IO[bytes]] = []
         self.nodes: list[launch.Service] = []
         self.ended: set[int] = set()
         """Pids of services that the test itself ends, or that it expects to fail."""
@@ -160,7 +167,7 @@ class Cluster:
 
     def _log(self, name: str) -> IO[bytes]:
         log = (self.home / f"{name}.log").open("ab", buffering=0)
-        self._logs = [*getattr(self, "_logs", []), log]
+        self._logs.append(log)
         return log
 
     def path(self, node: int) -> Path:
@@ -187,12 +194,12 @@ class Cluster:
         source = "\n\n".join(textwrap.dedent(inspect.getsource(each)) for each in (*also, function))
         script.write_text(_PRELUDE.format(source=source, name=function.__name__, seconds=limit_s - 5))
         command = [sys.executable, str(script), json.dumps(arguments)]
-        environment = dict(os.environ) | {"PYTHONPATH": f"{_TREE}{os.pathsep}{_HERE}"} | options.pop("env", {})
-        environment.pop("DSM_NODE", None)
+        environment = {name: value for name, value in os.environ.items() if name != "DSM_NODE"}
+        environment |= {"PYTHONPATH": f"{_TREE}{os.pathsep}{_HERE}"} | options.pop("env", {})
         if node is not None:
             environment["DSM_NODE"] = str(self.path(node))
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, cwd=self.home, env=environment, **(streams | options))
+        streams: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")} | options
+        process: subprocess.Popen[bytes] = subprocess.Popen(command, cwd=self.home, env=environment, **streams)
         self.children.append(child := Child(process, limit_s))
         return child
 
@@ -201,10 +208,11 @@ class Cluster:
         return self.start(function, *arguments, **options).result()
 
     def everywhere(self, function: Callable[..., Any], *arguments: object, each: int = 1, **options: Any) -> list[Any]:
-        """Run ``function(rank, ranks, *arguments)`` ``each`` times on every node at once; what they returned, by rank."""
+        """Run ``function(rank, ranks, *arguments)`` on every node, ``each`` times, at once; the results by rank."""
         ranks = len(self.nodes) * each
         children = [
-            self.start(function, rank, ranks, *arguments, node=rank % len(self.nodes), **options) for rank in range(ranks)
+            self.start(function, rank, ranks, *arguments, node=rank % len(self.nodes), **options)
+            for rank in range(ranks)
         ]
         return [child.result() for child in children]
 
@@ -251,6 +259,10 @@ class Cluster:
         finally:
             os.kill(pid, signal.SIGCONT)
 
+    def services(self) -> list[launch.Service]:
+        """The nodes, then the directory."""
+        return [*self.nodes, *([self.directory] if self.nodes else [])]
+
     def alive(self, service: launch.Service) -> bool:
         """Is it running, and meant to?"""
         return service.process.pid not in self.ended and service.process.poll() is None
@@ -269,12 +281,17 @@ class Cluster:
 
     def check(self) -> None:
         """Nothing of the test's applications is left in the agents; then end the services: nothing of them is left."""
+        for service in self.services():
+            if service.process.pid not in self.ended:
+                assert service.process.poll() is None, f"a service died:\n{self.logs()}"
         assert [child.process.args for child in self.children if child.process.poll() is None] == []
         nodes = [number for number, node in enumerate(self.nodes) if self.alive(node)]
         for node in nodes:
             until(lambda node=node: self.all_gone(node), f"node {node} to close what it had of applications")  # type: ignore[misc]
         if nodes:
-            for region in self.status(nodes[0])["cluster"]["regions"]:
+            # Of the directory itself: what a node tells an application may be too much for one message.
+            status = transport.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
+            for region in status["regions"]:
                 if not region["unlinked"]:
                     assert self.ask(wire.Unlink(0, region["name"]), nodes[0]) == wire.Ready()
             for node in nodes:
@@ -285,10 +302,8 @@ class Cluster:
         assert left == []
 
     def _check_services(self) -> None:
-        services = [*self.nodes, *([self.directory] if self.nodes else [])]
-        for service in services:
+        for service in self.services():
             if service.process.pid not in self.ended:
-                assert service.process.poll() is None, f"a service died:\n{self.logs()}"
                 service.stop()
                 assert service.process.returncode == 0, f"exit code {service.process.returncode}:\n{self.logs()}"
         assert "Traceback" not in self.logs()
@@ -303,11 +318,10 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for child in self.children:
-            if child.process.poll() is None or any(reader.is_alive() for reader in child._readers):
-                child._finish()
-        for service in [*self.nodes, *([self.directory] if self.nodes else [])]:
+            child.finish()
+        for service in self.services():
             service.process.wait(LIMIT_S)
-        for log in getattr(self, "_logs", []):
+        for log in self._logs:
             log.close()
         os.environ.pop(_MARK, None)
         shutil.rmtree(self.home)

@@ -1,4 +1,4 @@
-"""The fixture that system tests share: clusters that leave nothing behind."""
+"""The fixtures that system tests share: clusters that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cluster import Cluster
+from noise import Probe
 
 
 @pytest.fixture
@@ -36,3 +37,12 @@ def cluster(start_cluster: Callable[[int], Cluster]) -> Cluster:
 def cluster3(start_cluster: Callable[[int], Cluster]) -> Cluster:
     """Three nodes."""
     return start_cluster(3)
+
+
+@pytest.fixture
+def probe(cluster: Cluster) -> Iterator[Probe]:
+    """Applications on both nodes that tell whether the cluster works; it must at the end."""
+    probe = Probe(cluster)
+    probe()
+    yield probe
+    probe.end()

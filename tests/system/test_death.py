@@ -130,8 +130,8 @@ def test_ctrl_c_among_faults(cluster: Cluster) -> None:
 def interrupted_prefetch() -> list[Any]:
     region = dsm.attach("page")
     say()
-    hear()
     try:
+        hear()
         region.prefetch()
     except KeyboardInterrupt:
         say("interrupted")

@@ -1,0 +1,139 @@
+"""Garbage of every kind, and the probe that tells whether a cluster still works."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Any, Final
+
+import msgpack
+from application import hear, say
+from cluster import Cluster
+
+import dsm
+from dsm import wire
+
+SEED: Final = 20240607
+
+
+def serve_probes(rank: int) -> None:
+    """Write the numbers that are told, each on a page of its own, and read those of the other node."""
+    region = dsm.attach("probe", shape=(2, 200, 512), dtype="i8")
+    while number := hear():
+        if number > 0:
+            region.array[rank, number] = number
+        say(int(region.array[1 - rank, abs(number) - 1, 5]))
+
+
+class Probe:
+    """One application on each node, to see whether the cluster still works."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.children = [cluster.start(serve_probes, rank, node=rank) for rank in range(2)]
+        self.asks_for_the_status = True
+        self._last = 0
+
+    def __call__(self) -> None:
+        """Each writes a new page and reads what the other wrote the time before."""
+        self._last += 1
+        for child in self.children:
+            child.tell(self._last)
+            assert child.hear() == self._last - 1
+        if self.asks_for_the_status:
+            nodes = self.cluster.status(self._last % 2)["cluster"]["nodes"]
+            assert [node["name"] for node in nodes] == ["node0", "node1"]
+
+    def end(self) -> None:
+        """The applications leave."""
+        self()
+        for child in self.children:
+            child.tell(0)
+            child.result()
+
+
+def random_values(plan: random.Random) -> Any:
+    """Anything that MessagePack can say."""
+    kind = plan.randrange(9)
+    if kind == 0:
+        return plan.choice([0, 1, 2, 3, -1, 255, 1 << 16, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, -(1 << 63)])
+    if kind == 1:
+        return plan.choice(["", "probe", "status", "owners", "x" * 256, "\0", "\U0010ffff" * 255])
+    if kind == 2:
+        return plan.randbytes(plan.randrange(40))
+    if kind == 3:
+        return plan.choice([True, False, None, 1.5, float("nan")])
+    if kind == 4:
+        return [random_values(plan) for _ in range(plan.randrange(4))]
+    if kind == 5:
+        return {str(n): random_values(plan) for n in range(plan.randrange(4))}
+    if kind == 6:
+        return msgpack.ExtType(plan.randrange(128), plan.randbytes(4))
+    return plan.randrange(1 << plan.randrange(1, 63))
+
+
+def random_messages(plan: random.Random, count: int) -> list[bytes]:
+    """Right heads with wrong fields, wrong heads, cut and changed ones, and noise. None of them is a message."""
+    found: list[bytes] = []
+    while len(found) < count:
+        kind = plan.randrange(len(wire.MESSAGES) + 2)
+        fields = [random_values(plan) for _ in range(plan.randrange(9))]
+        data: bytes = msgpack.packb([plan.choice([1, 1, 1, 1, 0, 2, "1", None]), kind, *fields])
+        if plan.random() < 0.3:
+            data = data[: plan.randrange(len(data) + 1)]
+        if plan.random() < 0.2:
+            data = plan.randbytes(plan.randrange(1, 200))
+        with contextlib.suppress(dsm.DsmError):
+            wire.decode(data)
+            continue  # by chance, it is one
+        found.append(data)
+    deep = b"\x91" * 5000
+    return [*found, b"", b"\xc1", deep, b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
+
+
+def lawless(plan: random.Random) -> list[wire.Message]:
+    """Messages that are well formed, from somebody who has no business to send them."""
+    far = (1 << 63) - 1
+    return [
+        wire.Request(1, 1, 0, 1, wire.WRITE, False),
+        wire.Request(99, 1, far, 0xFFFFFFFF, 255, True),
+        wire.Done(1, 1, 0, 1),
+        wire.Done(1, 1, far, 0),
+        wire.Grant(1, 1, 0, 1, 0, True),
+        wire.Fetch(1, 1, 0, 1, 2, 0, False, False),
+        wire.Fetch(1, 1, 5, 1, 9, 0, False, False),
+        wire.Invalidate(1, 1, 0, 1, 2),
+        wire.Refuse(1, 1, 0, 1),
+        wire.Lost(1, 1, 0, 1, "x"),
+        wire.Data(1, 1, 0, 1, 0, 1, 0),
+        wire.Data(1, 0xFFFFFFF0, 0, 0xFFFFFFFF, far, 0xFFFFFFFF, 0xFFFF),
+        wire.Data(1, 1, 0, 1, 0, 0, 0),
+        wire.Data(99, 1, 0, 1, 0, 1, 0),
+        wire.Ack(1, 0xFFFFFFF0, 0, 0xFFFF),
+        wire.Ack(99, 1, far, 1),
+        wire.Welcome(1),
+        wire.Member(2, "node1", "nonsense"),
+        wire.MemberLeft(1, "because"),
+        wire.Heartbeat(1),
+        wire.Leave(),
+        wire.Fenced("because"),
+        wire.Failure(1, "DsmError", "because"),
+        wire.Answer(1, {}),
+        wire.Open(1, "evil", 100, 4096, 0, {}),
+        wire.Opened(1, 1, 100, 4096, {}),
+        wire.Close(1, 1),
+        wire.Unlink(1, "probe"),
+        wire.Destroy(1),
+        wire.Acquire(1, "evil", True),
+        wire.Release(1, "evil", 1),
+        wire.Arrive(1, "evil", 2),
+        wire.BarrierReset(1, "evil", 2, True),
+        wire.Inspect(1, "evil", 0),
+        wire.Cancel(1),
+        wire.Cancelled(1),
+        wire.Granted(1, 1),
+        wire.Mapped(0),
+        wire.Ready(),
+        wire.Prefetch(0, 10, True),
+        wire.StatsQuery(),
+    ]
