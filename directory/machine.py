@@ -85,11 +85,11 @@ class _Extent:
             t.node == node and t.start < stop and start < t.stop for some in (self.active, self.queue) for t in some
         )
 
-    def take(self, node: int, m: Done | GaveUp) -> _Transaction | None:
-        """End the transaction that a message closes; None if there is no such transaction."""
-        for position, t in enumerate(self.active):
+    def find(self, node: int, m: Done | GaveUp) -> _Transaction | None:
+        """The transaction that a message closes; None if there is no such transaction."""
+        for t in self.active:
             if t.start == m.start and t.node == node and t.generation == m.generation:
-                return self.active.pop(position) if t.stop == m.start + m.count else None
+                return t if t.stop == m.start + m.count else None
         return None
 
     def free_and_blocked(self, start: int, stop: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -215,10 +215,12 @@ class PageMachine:
         region = self._regions.get(m.region)
         index = m.start // region.per_extent if region else 0
         extent = region.extents.get(index) if region else None
-        t = extent.take(node, m) if extent else None
-        if region is None or t is None:
+        t = extent.find(node, m) if extent else None
+        orphaned = t is not None and t.supplier in self._names  # only then may it be given up
+        if region is None or extent is None or t is None or not (type(m) is Done or orphaned):
             self.rejected += 1
             return []
+        extent.active.remove(t)
         if type(m) is Done:
             self._commit(region, t)
         elif t.op == WRITE:  # the other copies were dropped for it, and the owner's is gone

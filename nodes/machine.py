@@ -337,7 +337,7 @@ class NodeMachine:
     def step(self, message: Message) -> list[Effect]:
         """What to do after a message of the directory or an acknowledgement of a peer."""
         if isinstance(message, MemberLeft):
-            return self._member_left(message.node)
+            return self._member_left()
         region = self._regions.get(message[0])
         if region is None:
             self.late += 1
@@ -517,16 +517,15 @@ class NodeMachine:
             self.deferred += 1
         return held
 
-    def _member_left(self, gone: int) -> list[Effect]:
-        """Do at once what was put off for a node that has gone: the directory counts it as done and goes on."""
+    def _member_left(self) -> list[Effect]:
+        """Do at once whatever was put off: the directory goes on without the node that has gone, and what that changes
+        may be about the same pages."""
         effects: list[Effect] = []
         for region in self._regions.values():
-            due = [m for m in region.deferred if m.requester == gone]
-            if due:
-                region.deferred = [m for m in region.deferred if m.requester != gone]
-                self.deferred -= len(due)
+            due, region.deferred = region.deferred, []
             for m in due:
                 effects += self._supply(region, m) if isinstance(m, Fetch) else self._give_up(region, m)
+        self.deferred = 0
         return effects
 
     def _fetch(self, region: _Region, m: Fetch) -> list[Effect]:

@@ -22,6 +22,8 @@ class ReadAhead:
 
     def fault(self, page: int) -> tuple[int, int] | None:
         """The pages ``[start, stop)`` to ask for beside the faulting one, if any."""
+        if page == self._last:  # another thread at the same place
+            return None
         if self._last < page <= self._frontier:
             self._last = page
             if page + self._window < self._frontier:  # far enough ahead still

@@ -1,0 +1,297 @@
+"""The directory's pure parts one by one: holdings, registry, locks and barriers, and messages that the rules forbid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from directory.holdings import EXCLUSIVE, LOST, SHARED, Holding, Holdings, nodes_in, without
+from directory.machine import PageMachine
+from directory.registry import Registry
+from directory.sync import SyncMachine
+from dsm import errors
+from dsm.wire import (
+    EVICT,
+    READ,
+    WRITE,
+    Acquire,
+    Answer,
+    Arrive,
+    BarrierReset,
+    Cancel,
+    Cancelled,
+    Done,
+    Failure,
+    GaveUp,
+    Grant,
+    Granted,
+    Inspect,
+    Open,
+    Refuse,
+    Release,
+    Request,
+)
+
+PAGE = 4096
+
+
+# --- holdings ------------------------------------------------------------------------------------------
+
+
+def test_a_copyset_names_its_nodes() -> None:
+    assert list(nodes_in(0b1010_0010)) == [1, 5, 7]
+
+
+def test_what_is_left_when_a_node_takes_its_copy_away() -> None:
+    assert without(Holding(SHARED, 1, 0b110), 1) == Holding(SHARED, 2, 0b100)
+    assert without(Holding(SHARED, 1, 0b110), 2) == Holding(SHARED, 1, 0b010)
+    assert without(Holding(EXCLUSIVE, 3, 0b1000), 3) == Holding(LOST, 3, 0)
+    assert without(Holding(SHARED, 1, 0b010), 3) == Holding(SHARED, 1, 0b010)
+
+
+def test_pages_held_alike_share_a_number_and_swept_numbers_come_again() -> None:
+    holdings = Holdings()
+    first, second = (holdings.number(Holding(EXCLUSIVE, node, 1 << node)) for node in (1, 2))
+    assert (holdings.number(Holding(EXCLUSIVE, 1, 2)), len(holdings)) == (first, 3)
+    holdings.sweep({second})
+    assert len(holdings) == 2
+    assert holdings.number(Holding(EXCLUSIVE, 9, 1 << 9)) == first
+    assert holdings[second] == Holding(EXCLUSIVE, 2, 4)
+
+
+def test_a_node_is_forgotten_in_every_holding_at_once() -> None:
+    holdings = Holdings()
+    number = holdings.number(Holding(SHARED, 1, 0b110))
+    holdings.forget_node(1)
+    assert holdings[number] == Holding(SHARED, 2, 0b100)
+    assert holdings.number(Holding(SHARED, 2, 0b100)) == number
+
+
+# --- the page machine, given what a liar sends -----------------------------------------------------------
+
+
+def page_machine() -> PageMachine:
+    pages = PageMachine()
+    pages.add_region(1, 1024 * PAGE, PAGE)
+    return pages
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Request(2, 1, 0, 1, READ, False),  # no such region
+        Request(1, 1, 0, 0, READ, False),  # no pages
+        Request(1, 1, 1024, 1, READ, False),  # beyond the end
+        Request(1, 1, 511, 2, READ, False),  # of two extents
+        Request(1, 1, 0, 2**32 - 1, READ, False),
+        Request(1, 1, 0, 1, EVICT + 1, False),
+        Done(1, 1, 0, 1),
+        GaveUp(1, 1, 0, 1),
+        Done(7, 1, 0, 1),
+        Inspect(1, "no page message", 0),
+    ],
+    ids=repr,
+)
+def test_what_the_rules_forbid_changes_nothing_and_is_counted(message: Any) -> None:
+    pages = page_machine()
+    assert pages.step(1, message) == []
+    assert (pages.rejected, pages.counts(1)) == (1, {"shared": 0, "exclusive": 0, "lost": 0})
+    assert pages.step(1, Request(1, 2, 0, 1, WRITE, False)) == [(1, Grant(1, 2, 0, 1, 0, True))]
+
+
+def test_a_node_asks_once_for_a_page_at_a_time() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 4, WRITE, False))
+    assert len(pages.step(2, Request(1, 1, 0, 4, WRITE, False))) == 1
+    assert pages.step(2, Request(1, 2, 3, 4, READ, False)) == []
+    assert pages.rejected == 1
+
+
+def test_a_done_that_is_not_quite_right_closes_nothing() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 4, WRITE, False))
+    pages.step(2, Request(1, 8, 0, 4, WRITE, False))
+    for node, done in ((3, Done(1, 8, 0, 4)), (2, Done(1, 7, 0, 4)), (2, Done(1, 8, 0, 3)), (2, Done(1, 8, 1, 3))):
+        assert pages.step(node, done) == []
+    assert (pages.rejected, pages.owners(1, 0, 4)) == (4, [(0, 4, 1)])
+    pages.step(2, Done(1, 8, 0, 4))
+    assert pages.owners(1, 0, 4) == [(0, 4, 2)]
+
+
+@pytest.mark.parametrize("sharers", [False, True])
+def test_nobody_gives_up_what_was_not_orphaned(sharers: bool) -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 1, WRITE, False))
+    if sharers:
+        pages.step(2, Request(1, 1, 0, 1, READ, False))
+        pages.step(2, Done(1, 1, 0, 1))
+    pages.step(2, Request(1, 2, 0, 1, WRITE, False))
+    assert pages.step(2, GaveUp(1, 2, 0, 1)) == []
+    assert pages.rejected == 1
+    pages.step(2, Done(1, 2, 0, 1))
+    assert pages.owners(1, 0, 1) == [(0, 1, 2)]
+
+
+def test_conflicting_requests_are_served_in_order_of_arrival() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 1, WRITE, False))
+    for node in (2, 3, 4):
+        pages.step(node, Request(1, node, 0, 1, WRITE, False))
+    order = []
+    for node in (2, 3, 4):
+        order += [message.requester for _, message in pages.step(node, Done(1, node, 0, 1))]  # type: ignore[attr-defined]
+    assert order == [3, 4]
+
+
+def test_only_the_conflicting_part_of_a_request_waits() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 8, WRITE, False))
+    pages.step(2, Request(1, 1, 2, 2, READ, False))
+    started = pages.step(3, Request(1, 1, 0, 8, READ, False))
+    assert [(message.start, message.count) for _, message in started] == [(0, 2), (4, 4)]  # type: ignore[attr-defined, comparison-overlap]
+    waited = pages.step(2, Done(1, 1, 2, 2))
+    assert [(message.start, message.count) for _, message in waited] == [(2, 2)]  # type: ignore[attr-defined, comparison-overlap]
+
+
+def test_a_write_ahead_gets_only_what_nobody_ever_touched() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 2, 1, WRITE, False))
+    told = pages.step(2, Request(1, 5, 0, 4, WRITE, True))
+    assert told == [
+        (2, Grant(1, 5, 0, 2, 0, True)),
+        (2, Refuse(1, 5, 2, 1)),
+        (2, Grant(1, 5, 3, 1, 0, True)),
+    ]
+
+
+# --- the registry ----------------------------------------------------------------------------------------
+
+
+def question(name: str, size: int = 0, page_size: int = 0, create: int = 0, **options: Any) -> Open:
+    return Open(1, name, size, page_size, create, options)
+
+
+def test_a_region_is_made_once_and_opened_by_all() -> None:
+    registry = Registry()
+    region, new = registry.open(1, question("a", 5000, shape=[5000], dtype="|u1"))
+    assert (new, region.page_size) == (True, PAGE)
+    assert registry.open(2, question("a")) == (region, False)
+    assert sorted(region.nodes) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        (question("b"), errors.RegionNotFound),
+        (question("b", 5000, create=2), errors.RegionNotFound),
+        (question("a", 5000, create=1), errors.RegionExists),
+        (question("a", 5001), errors.RegionMismatch),
+        (question("a", 5000, shape=[50, 100]), errors.RegionMismatch),
+        (question("a", 5000, dtype="<f8"), errors.RegionMismatch),
+        (question("a", page_size=8192), errors.RegionMismatch),
+        (question("c", 1, page_size=5000), errors.InvalidArgument),
+        (question("c", 2**62), errors.RegionTooLarge),
+        (question("c", 1, shape=7), errors.InvalidArgument),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_opened_changes_nothing(asked: Open, error: type[errors.DsmError]) -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000, shape=[5000], dtype="|u1"))
+    with pytest.raises(error):
+        registry.open(2, asked)
+    assert (list(registry.regions), region.nodes) == ([1], {1: 1})
+
+
+def test_an_unlinked_region_lives_until_the_last_node_has_detached() -> None:
+    registry = Registry()
+    old, _ = registry.open(1, question("a", 5000))
+    registry.open(2, question("a"))
+    assert registry.unlink("a") == (old.number, set())
+    new, made = registry.open(1, question("a", 6000))
+    assert made and new.number != old.number
+    assert registry.close(1, old.number, 1) == set()
+    assert registry.close(2, old.number, 1) == {1, 2}
+    assert list(registry.regions) == [new.number]
+
+
+def test_an_open_that_crosses_a_close_keeps_the_node_attached() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000))
+    registry.open(1, question("a"))
+    registry.close(1, region.number, 1)
+    assert region.nodes == {1: 1}
+
+
+def test_a_node_that_leaves_detaches() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000))
+    registry.unlink("a")
+    assert registry.forget_node(1) == {region.number: set()}
+
+
+# --- locks and barriers ----------------------------------------------------------------------------------
+
+
+def test_a_lock_goes_to_who_came_first() -> None:
+    sync = SyncMachine()
+    assert sync.step(1, Acquire(1, "l", True)) == [(1, Granted(1, 0))]
+    assert sync.step(2, Acquire(1, "l", True)) == sync.step(1, Acquire(2, "l", True)) == []
+    assert sync.step(2, Acquire(9, "l", False)) == [(2, Cancelled(9))]
+    assert sync.step(1, Release(3, "l", 1)) == [(1, Granted(3, 0)), (2, Granted(1, 0))]
+    assert sync.step(2, Release(3, "l", 1)) == [(2, Granted(3, 0)), (1, Granted(2, 0))]
+    assert sync.step(1, Inspect(4, "l", 0)) == [(1, Answer(4, {"locked": True}))]
+
+
+@pytest.mark.parametrize("holder", [(1, 7), (2, 1)])
+def test_only_the_holder_releases(holder: tuple[int, int]) -> None:
+    sync = SyncMachine()
+    sync.step(1, Acquire(1, "l", True))
+    (told,) = sync.step(holder[0], Release(5, "l", holder[1]))
+    assert isinstance(told[1], Failure) and told[1].error == "LockNotHeld"
+
+
+def test_a_waiter_that_gives_up_is_answered_once_whatever_crosses() -> None:
+    sync = SyncMachine()
+    sync.step(1, Acquire(1, "l", True))
+    sync.step(2, Acquire(2, "l", True))
+    assert sync.step(2, Cancel(2)) == [(2, Cancelled(2))]
+    assert sync.step(2, Cancel(2)) == sync.step(1, Cancel(1)) == []
+    assert sync.step(1, Release(3, "l", 1)) == [(1, Granted(3, 0))]
+
+
+def test_the_locks_and_places_of_a_node_that_leaves_pass_on() -> None:
+    sync = SyncMachine()
+    sync.step(1, Acquire(1, "l", True))
+    sync.step(1, Acquire(2, "l", True))
+    sync.step(2, Acquire(3, "l", True))
+    assert sync.forget_node(1) == [(2, Granted(3, 0))]
+
+
+def test_a_barrier_opens_when_it_is_full_and_again() -> None:
+    sync = SyncMachine()
+    for ticket in (1, 3):
+        assert sync.step(1, Arrive(ticket, "b", 2)) == []
+        assert sync.step(2, Arrive(ticket, "b", 2)) == [(1, Granted(ticket, 0)), (2, Granted(ticket, 1))]
+    assert sync.status()["barriers"] == []
+
+
+def test_another_number_of_parties_is_refused_while_somebody_waits() -> None:
+    sync = SyncMachine()
+    sync.step(1, Arrive(1, "b", 2))
+    (told,) = sync.step(2, Arrive(1, "b", 3))
+    assert isinstance(told[1], Failure) and told[1].error == "BarrierMismatch"
+
+
+@pytest.mark.parametrize("how", [Cancel(1), BarrierReset(7, "b", 3, True)], ids=repr)
+def test_a_barrier_breaks_for_all_and_stays_broken_until_it_is_reset(how: Any) -> None:
+    sync = SyncMachine()
+    sync.step(1, Arrive(1, "b", 3))
+    sync.step(2, Arrive(1, "b", 3))
+    told = [message for to, message in sync.step(1, how) if to == 2]
+    assert isinstance(told[0], Failure) and told[0].error == "BrokenBarrier"
+    (refused,) = sync.step(3, Arrive(1, "b", 3))
+    assert isinstance(refused[1], Failure) and refused[1].error == "BrokenBarrier"
+    sync.step(3, BarrierReset(2, "b", 3, False))
+    assert sync.step(3, Arrive(3, "b", 3)) == []
