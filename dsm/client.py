@@ -106,6 +106,9 @@ class Connection:
 
     def _put(self, question: wire.Message, fds: Sequence[int] = ()) -> None:
         while self._owed:  # Ctrl-C has interrupted somebody who waited, and the answer must not be taken for ours
+            if not self._readable(ANSWER_TIMEOUT_S):  # it struck in the moment before the question was sent
+                self._owed = 0
+                break
             with contextlib.suppress(errors.DsmError):
                 local.close_all(self._take(None)[1])
             if self.closed:

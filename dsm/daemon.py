@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ def starting(program: str, ready_fd: int | None, with_parent: bool) -> Iterator[
     A :class:`DsmError` in the body becomes ``error <name> <text>`` on the same descriptor, one line on stderr and exit
     code 1. ``with_parent``: SIGTERM comes when the process that started this one ends.
     """
+    # Every connection and every mapping costs a descriptor; systems still start programs with 1024.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     if with_parent:
         memory.die_with_parent(signal.SIGTERM)
     level = logging.WARNING if with_parent else logging.INFO

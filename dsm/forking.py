@@ -10,18 +10,18 @@ was inherited is closed. None of this needs a privilege.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
 from dsm import geometry, local, memory, wire
-from dsm.errors import ProtocolError
+from dsm.errors import DsmError, ProtocolError, UserfaultfdUnavailable
 from dsm.uffd import Userfaultfd
 
 if TYPE_CHECKING:
-    import mmap
-
     from dsm.client import Connection
 
 gate: Final = threading.RLock()
@@ -30,6 +30,19 @@ Reentrant, because the garbage collector may drop a mapping at any moment."""
 
 connections: Final[weakref.WeakSet[Connection]] = weakref.WeakSet()
 _mappings: Final[set[Mapping]] = set()
+_kept: Final[list[Pages]] = []
+"""Memory whose agent has not confirmed that it is done with the address range: the range is never given free."""
+
+
+class Pages(mmap.mmap):
+    """The memory of a region. Before it is unmapped, the agent lets go of the address range: it might otherwise put a
+    page that was on its way into whatever another thread has mapped there meanwhile."""
+
+    mapping: Mapping | None = None
+
+    def __del__(self) -> None:
+        if self.mapping is not None and not sys.is_finalizing() and not self.mapping.detach():
+            _kept.append(self)
 
 
 class Mapping:
@@ -61,13 +74,22 @@ class Mapping:
             raise
         self._uffd = uffd
 
-    def detach(self) -> None:
-        """Close the descriptors: for the agent, the process has left. The memory has been unmapped."""
+    def detach(self) -> bool:
+        """Leave, and close the descriptors. False if the memory may not be unmapped: the agent has not confirmed."""
         with gate:
+            confirmed = self._uffd is None or self._ask_to_leave()
             if self._uffd is not None:
                 self._uffd.close()
             self.connection.close()
             _mappings.discard(self)
+            return confirmed
+
+    def _ask_to_leave(self) -> bool:
+        try:
+            self.connection.ask(wire.Detach(), wire.Ready)
+        except DsmError:  # stopped, or gone
+            return False
+        return True
 
     # In a forked child:
 
@@ -114,17 +136,22 @@ class Mapping:
             local.close_all(fds)
 
 
-def map_region(name: str, connection: Connection, attached: wire.Attached, fds: list[int]) -> tuple[mmap.mmap, Mapping]:
+def map_region(name: str, connection: Connection, attached: wire.Attached, fds: list[int]) -> tuple[Pages, Mapping]:
     """Map what the agent has answered. The process detaches when the memory is garbage-collected."""
     if not fds:
         raise ProtocolError("the node agent sent no memory with its answer: use the same release of dsm for both")
+    if not memory.maps_lazily():
+        raise UserfaultfdUnavailable(
+            "this process locks whatever it maps (mlockall with MCL_FUTURE), so nobody could bring pages when they are "
+            "touched: attach first, then call mlockall"
+        )
     with gate:  # a child finds all of it or nothing
-        pages = memory.map_shared(fds[0], geometry.pages_in(attached.size, attached.page_size) * attached.page_size)
-        mapping = Mapping(name, connection, attached, pages)
+        length = geometry.pages_in(attached.size, attached.page_size) * attached.page_size
+        pages = memory.map_shared(fds[0], length, Pages)
+        assert isinstance(pages, Pages)
+        pages.mapping = mapping = Mapping(name, connection, attached, pages)
         mapping.manage(fds)
         _mappings.add(mapping)
-        # Not at exit: until the very end of the process an array may be in use. The kernel closes what is open then.
-        weakref.finalize(pages, mapping.detach).atexit = False
     return pages, mapping
 
 

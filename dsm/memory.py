@@ -62,7 +62,7 @@ def create_memfd(name: str, length: int) -> int:
     It shows as ``memfd:<name>`` in /proc; a name too long for that is cut. Raises :class:`RegionTooLarge` when the
     kernel refuses the length.
     """
-    label = os.fsdecode(os.fsencode(name.replace("\0", "?"))[:_NAME_BYTES_MAX])
+    label = name.replace("\0", "?").encode("ascii", "replace").decode()[:_NAME_BYTES_MAX]  # whatever the locale is
     fd = os.memfd_create(label, os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
     try:
         os.ftruncate(fd, length)
@@ -97,13 +97,13 @@ def present(memfd: int, length: int) -> list[tuple[int, int]]:
     return found
 
 
-def map_shared(memfd: int, length: int) -> mmap.mmap:
+def map_shared(memfd: int, length: int, kind: type[mmap.mmap] = mmap.mmap) -> mmap.mmap:
     """Map it, for this process only (a forked child has nothing there) and in small pages.
 
     Raises :class:`RegionTooLarge` when the address space has no room.
     """
     try:
-        mapping = mmap.mmap(memfd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        mapping = kind(memfd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, OverflowError) as error:
         raise RegionTooLarge(f"{length} bytes cannot be mapped into this process: {error}") from error
     for advice in _ADVICE:
@@ -122,6 +122,17 @@ def map_fixed(memfd: int, length: int, address: int) -> None:
     for advice in _ADVICE:
         if _madvise(address, length, advice):
             raise _fail("advising the kernel about the mapping")
+
+
+def maps_lazily() -> bool:
+    """Whether mapping memory leaves it absent. After mlockall(MCL_FUTURE) it does not: the kernel fills a mapping with
+    zeros at once, before anybody can ask to serve its faults."""
+    memfd = create_memfd("dsm:probe", PAGE_BYTES)
+    try:
+        mmap.mmap(memfd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE).close()
+        return not present(memfd, PAGE_BYTES)
+    finally:
+        os.close(memfd)
 
 
 def unmap(address: int, length: int) -> None:

@@ -361,6 +361,11 @@ class Mapped(NamedTuple):
     address: U64
 
 
+class Detach(NamedTuple):
+    """The application is about to unmap the region of this connection; once answered (Ready), the node no longer
+    touches the address range, which the kernel may give to another mapping."""
+
+
 class Ready(NamedTuple):
     """Done; the answer to whatever has nothing to tell."""
 
@@ -383,7 +388,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Failure, Answer, Open, Opened, Close, Unlink, Destroy, Query,
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
-    Orphan, GaveUp,
+    Orphan, GaveUp, Detach,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import socket
 import sys
 from pathlib import Path
@@ -40,8 +39,6 @@ def main(
     exit_when_idle: bool,
 ) -> None:
     """Serve shared memory to the applications of this host."""
-    # Every mapping of every application costs a descriptor; systems still start programs with 1024.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         _check_host()
         agent = Agent(

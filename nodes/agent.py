@@ -6,6 +6,7 @@ Order matters in one place only: effects of the machine are carried out in the o
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -78,7 +79,7 @@ class Agent:
         self._running = True
         self._fenced = False
         self._epoll = select.epoll()
-        self._on: dict[int, Callable[[], None]] = {}
+        self._on: dict[int, Callable[[int], None]] = {}
         # zmq_poll looks at each thing it watches: so all descriptors, which may be hundreds, are one of them.
         self._watched: list[tuple[transport.Socket | int, int]] = [
             (self.links.inbox, transport.READABLE),
@@ -112,8 +113,8 @@ class Agent:
 
     # -- the loop ----------------------------------------------------------------------------------------
 
-    def watch(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call ``handler`` whenever ``fd`` is readable."""
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Call ``handler`` with the events, as epoll gives them, whenever ``fd`` is readable or broken."""
         self._on[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
 
@@ -135,13 +136,13 @@ class Agent:
 
     def serve(self) -> None:
         """Serve until :meth:`stop`; then leave the cluster. Raises :class:`DsmError` if the directory sent us away."""
-        self.watch(self._timer.fileno(), self._timer.clear)
+        self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )
         with _wakeup() as woken:
-            self.watch(woken, lambda: _drain(woken))
+            self.watch(woken, lambda _: _drain(woken))
             try:
                 while self._running:
                     self._turn()
@@ -173,10 +174,10 @@ class Agent:
             self._send_frame()
 
     def _local(self) -> None:
-        for fd, _ in self._epoll.poll(0):
+        for fd, events in self._epoll.poll(0):
             handler = self._on.get(fd)  # one handled a moment ago may have closed this one
             if handler is not None:
-                handler()
+                handler(events)
         if self._exit_when_idle and self.applications.idle:
             self.stop()
 
@@ -268,7 +269,7 @@ class Agent:
         """Serve the faults of a new mapping. False if its process has gone already."""
         if not mapping.region.take_in(mapping):
             return False
-        self.watch(mapping.uffd.fileno(), lambda: self._faults(mapping))
+        self.watch(mapping.uffd.fileno(), lambda events: self._faults(mapping, events))
         return True
 
     def drop_mapping(self, mapping: Mapping) -> None:
@@ -276,11 +277,15 @@ class Agent:
         region = mapping.region
         self.unwatch(mapping.uffd.fileno())
         region.mappings.remove(mapping)
+        mapping.prefetch = None  # it knows its connection, which knows the mapping: nobody collects cycles here
         mapping.uffd.close()
         self.machine.forget_waiter(region.number, mapping)
 
-    def _faults(self, mapping: Mapping) -> None:
+    def _faults(self, mapping: Mapping, events: int) -> None:
         region = mapping.region
+        if events & select.EPOLLERR:  # its owner has made it blocking: reading could wait for ever
+            self.blame(mapping, OSError(errno.EINVAL, "its userfaultfd was made blocking"))
+            return
         now = _NOW_NS()
         for flags, address in self._read_faults(mapping):
             page = (address - mapping.address) // region.page_size

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dsm import errors, local, transport, wire
@@ -67,7 +67,7 @@ class _Prefetch:
 
     __slots__ = ("asking", "connection", "in_flight", "parts", "write")
 
-    def __init__(self, connection: _Connection, parts: list[tuple[int, int]], write: bool) -> None:
+    def __init__(self, connection: _Connection, parts: Iterator[tuple[int, int]], write: bool) -> None:
         self.connection = connection
         self.parts = parts
         self.write = write
@@ -96,6 +96,7 @@ class Applications:
         self._handlers: dict[type[Any], Callable[[_Connection, Any, list[int]], None]] = {
             wire.Attach: self._attach,
             wire.Mapped: self._mapped,
+            wire.Detach: self._detached,
             wire.Prefetch: self._prefetch,
             wire.StatsQuery: self._stats,
             wire.Query: self._query,
@@ -107,7 +108,7 @@ class Applications:
             wire.Inspect: self._forward,
             wire.Cancel: self._cancel,
         }
-        agent.watch(listener.fileno(), self._accept)
+        agent.watch(listener.fileno(), lambda _: self._accept())
 
     @property
     def idle(self) -> bool:
@@ -167,7 +168,7 @@ class Applications:
             text = f"this node belongs to user {os.getuid()}, you are user {uid}: start a node of your own"
             self._fail(connection, errors.PermissionDenied(text))
             return
-        self._agent.watch(sock.fileno(), lambda: self._readable(connection))
+        self._agent.watch(sock.fileno(), lambda _: self._readable(connection))
 
     def _turn_away(self, error: OSError) -> None:
         """Out of descriptors: a connection that is left in the queue would wake us for ever. One was kept for this."""
@@ -207,9 +208,10 @@ class Applications:
         if not connection.open:
             return
         try:
-            local.send(connection.sock, message, fds or [])
-        except errors.ProtocolError as error:  # too long for one packet
-            local.send(connection.sock, wire.failure(0, error))
+            try:
+                local.send(connection.sock, message, fds or [])
+            except errors.ProtocolError as error:  # too long for one packet
+                local.send(connection.sock, wire.failure(0, error))
         except OSError:
             self._closed(connection)
 
@@ -348,13 +350,20 @@ class Applications:
         connection.mapping = mapping
         self._reply(connection, wire.Ready())
 
+    def _detached(self, connection: _Connection, _: wire.Detach, __: list[int]) -> None:
+        mapping, connection.mapping = connection.mapping, None
+        if mapping is not None:
+            self._agent.drop_mapping(mapping)
+        self._detach(connection)
+        self._reply(connection, wire.Ready())
+
     def _prefetch(self, connection: _Connection, m: wire.Prefetch, _: list[int]) -> None:
         mapping = connection.mapping
         if mapping is None or mapping.prefetch is not None or not m.start <= m.stop <= mapping.region.size:
             raise errors.ProtocolError("Prefetch needs a range of the region attached on this connection")
         size = mapping.region.page_size
-        parts = list(split(m.start // size, pages_in(m.stop, size), pages_per_extent(size))) if m.start < m.stop else []
-        mapping.prefetch = _Prefetch(connection, parts[::-1], m.write)
+        stop = pages_in(m.stop, size) if m.start < m.stop else 0
+        mapping.prefetch = _Prefetch(connection, split(m.start // size, stop, pages_per_extent(size)), m.write)
         self._prefetch_more(mapping)
 
     def prefetched(self, mapping: Mapping) -> None:
@@ -368,12 +377,12 @@ class Applications:
         job: _Prefetch = mapping.prefetch
         agent = self._agent
         job.asking = True
-        while job.parts and job.in_flight < PREFETCH_EXTENTS:
+        while job.in_flight < PREFETCH_EXTENTS and (part := next(job.parts, None)):
             job.in_flight += 1
-            start, stop = job.parts.pop()
+            start, stop = part
             agent.run(agent.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
         job.asking = False
-        if not job.parts and not job.in_flight:
+        if not job.in_flight:
             mapping.prefetch = None
             self._reply(job.connection, wire.Ready())
 

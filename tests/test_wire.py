@@ -56,6 +56,7 @@ LAYOUT = """
     StatsQuery()
     Orphan(region, generation, start, count)
     GaveUp(region, generation, start, count)
+    Detach()
 """
 """Version 1 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
