@@ -250,7 +250,7 @@ class Agent:
             self.applications.end_all()
         for region in self.regions.values():  # before the others may go on without this node
             only_here = self.machine.counts(region.number)["exclusive"]
-            if only_here:
+            if only_here and not self._end_applications:  # a launcher ends everybody: nobody will miss them
                 log.warning("leaving with the only copy of %d pages of region %r", only_here, region.name)
             region.withdraw()
         self.applications.close()

@@ -327,7 +327,9 @@ def test_ctrl_c_while_everything_starts(run: Run, delay_s: float) -> None:
     process = run.start("--nodes", "3", source=WAIT)
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
-    assert run.rest()[0] in (130, -signal.SIGINT)  # the latter before Python has set up anything
+    code, _, err = run.rest()
+    # -SIGINT: before Python had set up anything here; 1: before Python had set up its own handling in a rank.
+    assert code in (130, -signal.SIGINT) or (code == 1 and "KeyboardInterrupt" in err), err
     assert run.left() == []
 
 
