@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -34,13 +35,21 @@ _Kind = TypeVar("_Kind", bound=tuple[Any, ...])
 class Connection:
     """One conversation with the agent. Threads take turns; an answer comes for each question, in order."""
 
-    __slots__ = ("__weakref__", "_owed", "_sock", "_turn", "path")
+    __slots__ = ("__weakref__", "_answers", "_questions", "_sock", "_turn", "path")
+    # A signal handler may raise between any two calls: what was sent and what has come is counted by the very call of C
+    # that sends or receives, or a late answer would be taken for the answer to the next question.
 
     def __init__(self, path: Path, sock: socket.socket) -> None:
         self.path = path
         self._sock = sock
         self._turn = threading.Lock()
-        self._owed = 0  # answers that will still come: those whose questioner was interrupted included
+        self._questions: list[int] = []  # one entry for each that was sent
+        self._answers: list[local.Received] = []
+
+    @property
+    def _owed(self) -> int:
+        """How many answers will still come, those whose questioner was interrupted included."""
+        return max(0, len(self._questions) - len(self._answers))
 
     @classmethod
     def open(cls, path: Path) -> Connection:
@@ -100,25 +109,24 @@ class Connection:
         with self._turn:
             self._put(question)
             if timeout is not None and not self._readable(timeout):
-                self._send(wire.Cancel(0))
+                with contextlib.suppress(OSError):  # no question: the answer is that to what it cancels
+                    local.send(self._sock, wire.Cancel(0))
                 return self._take(ANSWER_TIMEOUT_S)[0]
             return self._take(None)[0]
 
     def _put(self, question: wire.Message, fds: Sequence[int] = ()) -> None:
         while self._owed:  # Ctrl-C has interrupted somebody who waited, and the answer must not be taken for ours
-            if not self._readable(ANSWER_TIMEOUT_S):  # it struck in the moment before the question was sent
-                self._owed = 0
-                break
             with contextlib.suppress(errors.DsmError):
                 local.close_all(self._take(None)[1])
             if self.closed:
                 break
-        self._owed += 1
+        self._questions, self._answers = [], []
         self._send(question, fds)
 
     def _send(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
+        arguments = local.packet(message, fds)
         try:
-            local.send(self._sock, message, fds)
+            self._questions.extend(map(self._sock.sendmsg, *((argument,) for argument in arguments)))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the agent has closed; what it said before, and why, is still to be read
         except OSError as error:
@@ -131,7 +139,7 @@ class Connection:
                 "if its process is stopped, continue it; else start it again"
             )
         try:
-            message, fds = local.receive(self._sock)
+            message, fds = self._receive()
         except errors.DsmError:  # not a message of ours: what else may come is nothing to rely on
             self.close()
             raise
@@ -139,11 +147,18 @@ class Connection:
             raise self._gone(error.strerror or str(error)) from error
         if message is None:
             raise self._gone("it closed the connection")
-        self._owed -= 1
         if isinstance(message, wire.Failure):
             local.close_all(fds)
             raise errors.from_wire(message.error, message.text)
         return message, fds
+
+    def _receive(self) -> tuple[wire.Message | None, list[int]]:
+        receive = partial(map, self._sock.recvmsg, *((argument,) for argument in local.RECEIVE))
+        try:
+            self._answers.extend(receive())
+        except ConnectionResetError:  # told once, before what the agent still had to say
+            self._answers.extend(receive())
+        return local.parse(self._answers[-1])
 
     def _gone(self, how: str) -> errors.NodeUnreachable:
         self.close()

@@ -25,6 +25,9 @@ from dsm.errors import InvalidArgument, NodeNameInUse, NodeUnreachable, Permissi
 _FDS_MAX: Final = 4
 """No message carries more descriptors; the kernel closes what does not fit."""
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
+Received = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
+RECEIVE: Final = (LOCAL_BYTES_MAX, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+"""The arguments of ``recvmsg`` for one packet."""
 _PATH_BYTES_MAX: Final = 107
 """sockaddr_un(7): sun_path has 108 bytes, the last of them zero."""
 _BACKLOG: Final = 128
@@ -108,11 +111,16 @@ def connect(path: Path, timeout: float) -> socket.socket:
 
 def send(sock: socket.socket, message: wire.Message, fds: Sequence[int] = ()) -> None:
     """Send one message and the descriptors that belong to it; they stay open on this side."""
+    sock.sendmsg(*packet(message, fds))
+
+
+def packet(message: wire.Message, fds: Sequence[int] = ()) -> tuple[list[bytes], list[tuple[int, int, Any]], int]:
+    """The arguments of ``sendmsg`` for a message."""
     data = wire.encode(message)
     if len(data) > LOCAL_BYTES_MAX:
         raise ProtocolError(f"{type(message).__name__} has {len(data)} bytes, {LOCAL_BYTES_MAX} at most may be sent")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    return [data], rights, socket.MSG_NOSIGNAL
 
 
 def receive(sock: socket.socket) -> tuple[wire.Message | None, list[int]]:
@@ -122,9 +130,14 @@ def receive(sock: socket.socket) -> tuple[wire.Message | None, list[int]]:
     too many descriptors; then its descriptors are closed.
     """
     try:
-        data, ancillary, flags, _ = _receive(sock)
+        return parse(sock.recvmsg(*RECEIVE))
     except ConnectionResetError:  # the peer closed without reading all that was sent to it; told once, before
-        data, ancillary, flags, _ = _receive(sock)  # what it still had to say
+        return parse(sock.recvmsg(*RECEIVE))  # what it still had to say
+
+
+def parse(received: Received) -> tuple[wire.Message | None, list[int]]:
+    """What ``recvmsg`` gave, as :func:`receive` returns and raises."""
+    data, ancillary, flags, _ = received
     fds = _descriptors(ancillary)
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -148,10 +161,6 @@ def close_all(fds: Sequence[int]) -> None:
     """Close descriptors that came with a message nobody wants."""
     for fd in fds:
         os.close(fd)
-
-
-def _receive(sock: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-    return sock.recvmsg(LOCAL_BYTES_MAX, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -469,6 +469,10 @@ def encode(message: Message) -> bytes:
     return packed
 
 
+_MALFORMED: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+"""What msgpack raises for malformed input. Not Exception: a signal handler of the application may raise in between."""
+
+
 def decode(data: bytes) -> Message:
     """The message in ``data``.
 
@@ -477,7 +481,7 @@ def decode(data: bytes) -> Message:
     """
     try:
         parts = _unpackb(data, use_list=True)
-    except Exception as error:  # msgpack raises half a dozen unrelated kinds for malformed input
+    except _MALFORMED as error:
         raise ProtocolError(f"not a MessagePack message: {type(error).__name__}") from error
     if type(parts) is not list or len(parts) < 2 or type(parts[0]) is not int:
         raise ProtocolError("not a message: an array [version, kind, field, ...] was expected")

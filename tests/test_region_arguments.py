@@ -286,7 +286,7 @@ def test_an_interrupted_answer_is_not_taken_for_the_next(conversation: tuple[Con
     with pytest.raises(errors.ProtocolError, match="Ready instead of Answer"):
         local.send(theirs, wire.Ready())
         ours.ask(wire.StatsQuery(), wire.Answer)
-    ours._owed += 1  # as Ctrl-C leaves it while an answer is on its way
+    ours._questions.append(1)  # as Ctrl-C leaves it while an answer is on its way
     assert not ours.idle
     local.send(theirs, wire.Answer(0, {"which": "the late one"}))
     local.send(theirs, wire.Answer(0, {"which": "ours"}))
