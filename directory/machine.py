@@ -13,9 +13,10 @@
     lost        lost                             lost                                refuse
 
 One transaction at a time on a page; whatever conflicts waits its turn in order of arrival. A transaction ends when the
-requester says Done: it then has all data and all acknowledgements, so no message of it is left in the network. A grant
-of zeros, or of what the requester has already, ends at once: nothing but the directory's own ordered channel carries
-it. (Blocking directory: Sorin, Hill, Wood, "A Primer on Memory Consistency and Cache Coherence", ch. 8.)
+requester says Done: it then has all data and all acknowledgements, so no message of it is left in the network. Of a run
+of pages each part is closed by itself, as soon as it has come. A grant of zeros, or of what the requester has already,
+ends at once: nothing but the directory's own ordered channel carries it. (Blocking directory: Sorin, Hill, Wood, "A
+Primer on Memory Consistency and Cache Coherence", ch. 8.)
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from dsm.wire import (
     Fetch,
     GaveUp,
     Grant,
+    Hurry,
     Invalidate,
     Lost,
     Message,
@@ -61,7 +63,8 @@ class _Waiting(NamedTuple):
 class _Transaction(NamedTuple):
     node: int
     generation: int
-    start: int
+    first: int  # where it began: its name in acknowledgements
+    start: int  # ``[start, stop)`` is still under way
     stop: int
     op: int
     before: int  # holdings by number
@@ -86,10 +89,10 @@ class _Extent:
         )
 
     def find(self, node: int, m: Done | GaveUp) -> _Transaction | None:
-        """The transaction that a message closes; None if there is no such transaction."""
+        """The transaction that a message closes, or a part of it; None if there is no such transaction."""
         for t in self.active:
-            if t.start == m.start and t.node == node and t.generation == m.generation:
-                return t if t.stop == m.start + m.count else None
+            if t.node == node and t.generation == m.generation and t.start <= m.start < t.stop:
+                return t if m.count and m.start + m.count <= t.stop else None
         return None
 
     def free_and_blocked(self, start: int, stop: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -173,7 +176,7 @@ class PageMachine:
         if t.supplier == gone:  # its data may have arrived all the same: only the requester knows
             out.append((t.node, Orphan(number, t.generation, t.start, t.stop - t.start)))
         if t.sharers >> gone & 1:
-            out.append((t.node, Ack(number, t.generation, t.start, gone)))
+            out.append((t.node, Ack(number, t.generation, t.first, gone)))
         return False
 
     # -- messages --------------------------------------------------------------------------------------
@@ -184,6 +187,8 @@ class PageMachine:
             return self._request(node, message)
         if isinstance(message, Done | GaveUp):
             return self._done(node, message)
+        if isinstance(message, Hurry) and message.requester == node:
+            return self._hurry(node, message)
         self.rejected += 1
         return []
 
@@ -221,13 +226,37 @@ class PageMachine:
             self.rejected += 1
             return []
         extent.active.remove(t)
+        stop = m.start + m.count
+        if t.start < m.start:
+            extent.active.append(t._replace(stop=m.start))
+        if stop < t.stop:
+            extent.active.append(t._replace(start=stop))
+        closed = t._replace(start=m.start, stop=stop)
         if type(m) is Done:
-            self._commit(region, t)
+            self._commit(region, closed)
         elif t.op == WRITE:  # the other copies were dropped for it, and the owner's is gone
-            self._commit(region, t._replace(after=self.holdings.number(Holding(LOST, t.supplier, 0))))
+            self._commit(region, closed._replace(after=self.holdings.number(Holding(LOST, t.supplier, 0))))
         out: Outgoing = []
         self._drain(m.region, region, index, out)
         return out
+
+    def _hurry(self, node: int, m: Hurry) -> Outgoing:
+        """Tell the supplier; or take the page out of a request that still waits here. Too late is no fault."""
+        region = self._regions.get(m.region)
+        extent = region.extents.get(m.page // region.per_extent) if region else None
+        if extent is None:
+            return []
+        for t in extent.active:
+            if t.node == node and t.generation == m.generation and t.start <= m.page < t.stop:
+                return [(t.supplier, m)] if t.supplier else []
+        for index, w in enumerate(extent.queue):
+            if w.node == node and w.generation == m.generation and w.start <= m.page < w.stop:
+                parts = (w.start, m.page, w.ahead), (m.page, m.page + 1, False), (m.page + 1, w.stop, w.ahead)
+                extent.queue[index : index + 1] = [
+                    w._replace(start=start, stop=stop, ahead=ahead) for start, stop, ahead in parts if start < stop
+                ]
+                break
+        return []
 
     # -- transactions ------------------------------------------------------------------------------------
 
@@ -287,7 +316,7 @@ class PageMachine:
             out.append((node, Grant(number, generation, start, count, 0, False)))
         elif op == READ:
             after = self.holdings.number(Holding(SHARED, owner, copies | 1 << node))
-            extent.active.append(_Transaction(node, generation, start, stop, op, before, after, owner, 0))
+            extent.active.append(_Transaction(node, generation, start, start, stop, op, before, after, owner, 0))
             out.append((owner, Fetch(number, generation, start, count, node, 0, True, ahead)))
         elif ahead:
             out.append((node, Refuse(number, generation, start, count)))
@@ -304,7 +333,7 @@ class PageMachine:
         sharers = copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
         count, acks = stop - start, sharers.bit_count()
         after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
-        transaction = _Transaction(node, generation, start, stop, op, before, after, supplier, sharers)
+        transaction = _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers)
         if supplier or sharers:
             extent.active.append(transaction)
         else:  # the only sharer: nobody else has to do anything
@@ -322,7 +351,9 @@ class PageMachine:
         count = w.stop - w.start
         if holding.state == SHARED and holding.copies >> w.node & 1 and holding.copies != 1 << w.node:
             after = self.holdings.number(without(holding, w.node))
-            extent.active.append(_Transaction(w.node, w.generation, w.start, w.stop, w.op, before, after, 0, 0))
+            extent.active.append(
+                _Transaction(w.node, w.generation, w.start, w.start, w.stop, w.op, before, after, 0, 0)
+            )
             out.append((w.node, Grant(number, w.generation, w.start, count, 0, False)))
         else:
             out.append((w.node, Refuse(number, w.generation, w.start, count)))

@@ -1,4 +1,8 @@
-"""The regions by name: pure. A region lives until it is unlinked and the last node has detached."""
+"""The regions by name: pure. A region lives until it is unlinked and the last node has detached.
+
+One that was created and then mapped by nobody (its creator lacked something) is over with the last Close: an attach
+that fails changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,10 @@ class Region:
     """What the registry knows of one region.
 
     ``nodes`` are attached, with how often each has opened it and not closed it; ``known`` ever were and may keep pages.
+    ``kept``: somebody has mapped it, so that it outlives those who are attached.
     """
 
-    __slots__ = ("known", "name", "nodes", "number", "options", "page_size", "size", "unlinked")
+    __slots__ = ("kept", "known", "name", "nodes", "number", "options", "page_size", "size", "unlinked")
 
     def __init__(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> None:
         self.number = number
@@ -30,6 +35,7 @@ class Region:
         self.options = options
         self.nodes: dict[int, int] = {}
         self.known: set[int] = set()
+        self.kept = False
         self.unlinked = False
 
 
@@ -67,6 +73,12 @@ class Registry:
         self._names[m.name] = region.number
         return region
 
+    def keep(self, node: int, number: int) -> None:
+        """A node that is attached says that the region could be mapped there."""
+        region = self.regions.get(number)
+        if region is not None and node in region.nodes:
+            region.kept = True
+
     def close(self, node: int, number: int, opens: int) -> set[int]:
         """A node takes ``opens`` of its opens back. The nodes to tell to forget the region, if it is over."""
         region = self.regions.get(number)
@@ -98,9 +110,11 @@ class Registry:
         return over
 
     def _destroy_if_over(self, region: Region) -> set[int]:
-        if not region.unlinked or region.nodes:
+        if region.nodes or (region.kept and not region.unlinked):
             return set()
         del self.regions[region.number]
+        if self._names.get(region.name) == region.number:  # else it was unlinked, and another may have its name by now
+            del self._names[region.name]
         return region.known
 
 

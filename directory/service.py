@@ -15,7 +15,7 @@ log = logging.getLogger("dsm.directory")
 
 _TICK_MS: Final = 250
 """How often leases are looked at when nothing arrives."""
-_PAGES: Final = frozenset((wire.Request, wire.Done, wire.GaveUp))
+_PAGES: Final = frozenset((wire.Request, wire.Done, wire.GaveUp, wire.Hurry))
 
 
 class _Node:
@@ -49,6 +49,7 @@ class Directory:
             wire.Heartbeat: self._heartbeat,
             wire.Leave: self._leave,
             wire.Open: self._open,
+            wire.Keep: self._keep,
             wire.Close: self._close,
             wire.Unlink: self._unlink,
         }
@@ -184,6 +185,9 @@ class Directory:
             self._pages.add_region(region.number, region.size, region.page_size)
         answer = wire.Opened(m.ticket, region.number, region.size, region.page_size, region.options)
         self._answer(node.identity, answer)
+
+    def _keep(self, node: _Node, m: wire.Keep) -> None:
+        self._registry.keep(node.number, m.region)
 
     def _close(self, node: _Node, m: wire.Close) -> None:
         told = self._registry.close(node.number, m.region, m.opens)

@@ -25,6 +25,10 @@ Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
 READABLE: Final = int(zmq.POLLIN)
+WRITABLE: Final = int(zmq.POLLOUT)
+_BULK_FRAMES_MAX: Final = 2
+"""Frames of page data that wait in a bulk connection's queue, in its send buffer, and unread in an inbox: the least
+that keeps it busy."""
 _MESSAGE_BYTES_MAX: Final = max(CONTROL_BYTES_MAX, 32 * FRAME_BYTES)
 
 
@@ -89,12 +93,18 @@ def dealer(ctx: Context, address: str) -> Socket:
 def inbox(ctx: Context, address: str) -> tuple[Socket, str]:
     """A node's socket for its peers, and the address that it really has."""
     sock = _socket(ctx, zmq.PULL)
+    sock.rcvhwm = _BULK_FRAMES_MAX  # of each connection; what is beyond waits at its sender, and nothing is dropped
+    sock.rcvbuf = _BULK_FRAMES_MAX * FRAME_BYTES
     return sock, _bind(sock, address)
 
 
-def outbox(ctx: Context, address: str) -> Socket:
-    """A connection to a peer's inbox."""
+def outbox(ctx: Context, address: str, *, bulk: bool) -> Socket:
+    """A connection to a peer's inbox. A ``bulk`` one takes few frames at a time: a page that is still with the agent
+    can be sent before others, one that is here cannot."""
     sock = _socket(ctx, zmq.PUSH)
+    if bulk:
+        sock.sndhwm = _BULK_FRAMES_MAX
+        sock.sndbuf = _BULK_FRAMES_MAX * FRAME_BYTES
     _connect(sock, address)
     return sock
 
@@ -105,6 +115,11 @@ def wait(watched: list[tuple[Socket | int, int]], timeout_ms: int) -> list[tuple
     A ZeroMQ socket's own descriptor is edge-triggered and tells of much beside messages; zmq_poll(3) knows how to ask.
     """
     return zmq_poll(watched, timeout_ms)  # type: ignore[return-value]  # its stub forgets the sockets
+
+
+def is_writable(sock: Socket) -> bool:
+    """Can a message be sent without waiting?"""
+    return bool(int(sock.getsockopt(zmq.EVENTS)) & WRITABLE)
 
 
 def receive_routed(sock: Socket) -> tuple[bytes, bytes | None] | None:

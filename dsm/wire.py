@@ -63,7 +63,8 @@ class Request(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The requester has everything a transaction owed it: the directory may start the next one on these pages."""
+    """The requester has everything that a transaction, or a part of it, owed it: the directory may start the next one
+    on these pages."""
 
     region: U32
     generation: U32
@@ -72,12 +73,22 @@ class Done(NamedTuple):
 
 
 class GaveUp(NamedTuple):
-    """The answer to Orphan of a requester that has not got everything: the transaction is over without it."""
+    """The answer to Orphan of a requester: these pages have not come, and the transaction is over without them."""
 
     region: U32
     generation: U32
     start: U64
     count: U32
+
+
+class Hurry(NamedTuple):
+    """A thread of ``requester`` waits for ``page``, which was asked for among many, or ahead: it goes before the
+    others. From the requester to the directory, and on to whoever supplies the page."""
+
+    region: U32
+    generation: U32
+    page: U64
+    requester: U16
 
 
 # --- pages: directory -> node ---------------------------------------------------------------------
@@ -129,7 +140,7 @@ class Refuse(NamedTuple):
 
 
 class Orphan(NamedTuple):
-    """To the requester: the owner has gone. Unless everything has come already, give the pages up and say GaveUp."""
+    """To the requester: the owner has gone. Give up the pages that have not come, and say GaveUp."""
 
     region: U32
     generation: U32
@@ -243,6 +254,13 @@ class Opened(NamedTuple):
     size: U64
     page_size: U32
     options: Options
+
+
+class Keep(NamedTuple):
+    """An application of the sending node has mapped the region: from now on it exists until it is unlinked. One that
+    was created and that nobody could map goes with the last Close."""
+
+    region: U32
 
 
 class Close(NamedTuple):
@@ -388,7 +406,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Failure, Answer, Open, Opened, Close, Unlink, Destroy, Query,
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
-    Orphan, GaveUp, Detach,
+    Orphan, GaveUp, Detach, Hurry, Keep,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

@@ -22,6 +22,7 @@ from dsm.geometry import pages_per_frame
 from dsm.uffd import FLAG_WP, FLAG_WRITE
 from nodes import machine
 from nodes.applications import Applications
+from nodes.bulk import Bulk
 from nodes.links import Links
 from nodes.memory import Mapping, RegionMemory
 
@@ -31,16 +32,6 @@ _UNUSED_S: Final = 30.0
 """How long an agent that leaves with its last application waits for its first."""
 
 _NOW_NS: Final = time.perf_counter_ns
-
-
-class _Bulk:
-    """Pages on their way to a peer, a frame at a time, so that whatever somebody waits for goes in between."""
-
-    __slots__ = ("at", "fetch")
-
-    def __init__(self, fetch: wire.Fetch) -> None:
-        self.fetch = fetch
-        self.at = fetch.start
 
 
 class Agent:
@@ -79,17 +70,19 @@ class Agent:
         self._running = True
         self._fenced = False
         self._epoll = select.epoll()
+        self._epoll_fd = self._epoll.fileno()
         self._on: dict[int, Callable[[int], None]] = {}
         # zmq_poll looks at each thing it watches: so all descriptors, which may be hundreds, are one of them.
         self._watched: list[tuple[transport.Socket | int, int]] = [
             (self.links.inbox, transport.READABLE),
             (self.links.directory, transport.READABLE),
-            (self._epoll.fileno(), transport.READABLE),
+            (self._epoll_fd, transport.READABLE),
         ]
         self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
         self._timer = memory.Timer()
         self._holds: deque[tuple[int, int, int]] = deque()  # when over (ns), region, page
-        self._bulk: deque[_Bulk] = deque()
+        self._bulk = Bulk()
+        self._bulk_waits = False  # for a peer to take more
         self._served: Mapping | None = None  # whose threads the last Install has woken
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
@@ -98,6 +91,7 @@ class Agent:
             machine.Resume: self._resume,
             machine.Unprotect: self._unprotect,
             machine.Supply: self._supply,
+            machine.Expedite: self._expedite,
             machine.Drop: self._drop,
             machine.Send: self._send,
             machine.Hold: self._hold,
@@ -160,13 +154,18 @@ class Agent:
         if now >= self._next_heartbeat_s:
             self._next_heartbeat_s = now + constants.HEARTBEAT_S
             self._heartbeat(now)
-        wait_ms = 0 if self._bulk else int((self._next_heartbeat_s - now) * 1000) + 1
-        for ready, _ in transport.wait(self._watched, wait_ms):
+        wait_ms = int((self._next_heartbeat_s - now) * 1000) + 1
+        watched = self._watched
+        if self._bulk_waits:
+            watched = watched + self.links.bulk_writable(self._bulk.requesters())
+        elif self._bulk:
+            wait_ms = 0
+        for ready, _ in transport.wait(watched, wait_ms):
             if ready is self.links.inbox:
                 self._from_peer()
             elif ready is self.links.directory:
                 self._from_directory(self.links.directory.recv())
-            else:
+            elif ready == self._epoll_fd:
                 self._local()
         if self._holds:
             self._expire_holds()
@@ -227,15 +226,14 @@ class Agent:
         """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
         self.links.member_left(m.node)
         self.run(self.machine.step(m))
-        for job in self._bulk:
-            if job.fetch.requester == m.node and not job.fetch.keep:
-                self.regions[job.fetch.region].drop(job.at, job.fetch.start + job.fetch.count - job.at)
-        self._bulk = deque(job for job in self._bulk if job.fetch.requester != m.node)
+        for fetch, start, count in self._bulk.cancel(requester=m.node):
+            if not fetch.keep:
+                self.regions[fetch.region].drop(start, count)
 
     def _destroy(self, m: wire.Destroy) -> None:
         region = self.regions.pop(m.region, None)
         self.machine.remove_region(m.region)
-        self._bulk = deque(job for job in self._bulk if job.fetch.region != m.region)
+        self._bulk.cancel(region=m.region)
         if region is not None:
             region.close()
 
@@ -379,19 +377,20 @@ class Agent:
         if e.protect:
             region.protect(fetch.start, fetch.count)
         if fetch.ahead or fetch.count > pages_per_frame(region.page_size):
-            self._bulk.append(_Bulk(fetch))
+            self._bulk.add(fetch, pages_per_frame(region.page_size))
         else:
             self._send_pages(region, fetch, fetch.start, fetch.count, False)
 
+    def _expedite(self, e: machine.Expedite) -> None:
+        frame = self._bulk.expedite(e.hurry)
+        if frame is not None:
+            self._send_pages(self.regions[frame.fetch.region], *frame, False)
+
     def _send_frame(self) -> None:
-        job = self._bulk[0]
-        region = self.regions[job.fetch.region]
-        stop = job.fetch.start + job.fetch.count
-        count = min(stop - job.at, pages_per_frame(region.page_size))
-        self._send_pages(region, job.fetch, job.at, count, True)
-        job.at += count
-        if job.at == stop:
-            self._bulk.popleft()
+        frame = self._bulk.next(self.links.takes_bulk)
+        self._bulk_waits = frame is None
+        if frame is not None:
+            self._send_pages(self.regions[frame.fetch.region], *frame, True)
 
     def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
         payload = region.read(start, count)

@@ -348,6 +348,9 @@ class Applications:
             mapping.uffd.close()
             raise errors.ProtocolError("the region is not registered with the userfaultfd that came with Mapped")
         connection.mapping = mapping
+        if not region.kept:
+            region.kept = True
+            self._to_directory(wire.Keep(region.number))
         self._reply(connection, wire.Ready())
 
     def _detached(self, connection: _Connection, _: wire.Detach, __: list[int]) -> None:

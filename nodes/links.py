@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from dsm import constants, errors, transport, wire
@@ -73,11 +74,20 @@ class Links:
         if socket is not None:
             transport.send_with_payload(socket, wire.encode(message), payload)
 
+    def takes_bulk(self, node: int) -> bool:
+        """Can page data be sent to a peer's bulk connection at once? What goes nowhere can."""
+        socket = self._bulk.get(node) or self._outbox(self._bulk, node)
+        return socket is None or transport.is_writable(socket)
+
+    def bulk_writable(self, nodes: Iterable[int]) -> list[tuple[transport.Socket | int, int]]:
+        """What to wait for until one of these nodes takes more page data."""
+        return [(self._bulk[node], transport.WRITABLE) for node in nodes if node in self._bulk]
+
     def _outbox(self, sockets: dict[int, transport.Socket], to: int) -> transport.Socket | None:
         address = self._members.get(to)
         if address is None:  # it has just left
             return None
-        sockets[to] = socket = transport.outbox(self._context, address)
+        sockets[to] = socket = transport.outbox(self._context, address, bulk=sockets is self._bulk)
         return socket
 
     def receive(self, buffer: Any) -> tuple[wire.Message, int]:

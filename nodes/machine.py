@@ -29,6 +29,7 @@ from dsm.wire import (
     Fetch,
     GaveUp,
     Grant,
+    Hurry,
     Invalidate,
     Lost,
     MemberLeft,
@@ -88,6 +89,12 @@ class Supply(NamedTuple):
     protect: bool
 
 
+class Expedite(NamedTuple):
+    """Send this page before what else is to be sent, if it is still to be sent."""
+
+    hurry: Hurry
+
+
 class Drop(NamedTuple):
     """Take read-only pages out of every local application."""
 
@@ -125,7 +132,7 @@ class Poison(NamedTuple):
     waiters: list[Waiter]
 
 
-Effect = Install | Resume | Unprotect | Supply | Drop | Send | Hold | Finished | Poison
+Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold | Finished | Poison
 
 
 class _Part:
@@ -140,19 +147,25 @@ class _Part:
         self.acked = 0  # bit mask of the nodes that have acknowledged: one counts once
 
     @property
+    def alone(self) -> bool:
+        """Has nobody else a copy of these pages any more?"""
+        return self.acked.bit_count() >= self.acks
+
+    @property
     def settled(self) -> bool:
-        return self.owed == 0 and self.acked.bit_count() >= self.acks
+        return self.owed == 0 and self.alone
 
 
 class _Ask:
     """An open request; ``left`` of its pages are not settled; ``target`` asked for them, or will touch them next."""
 
-    __slots__ = ("left", "op", "over", "parts", "start", "stop", "target")
+    __slots__ = ("ahead", "left", "op", "over", "parts", "start", "stop", "target")
 
-    def __init__(self, start: int, stop: int, op: int, target: Waiter) -> None:
+    def __init__(self, start: int, stop: int, op: int, ahead: bool, target: Waiter) -> None:
         self.start = start
         self.stop = stop
         self.op = op
+        self.ahead = ahead
         self.left = stop - start
         self.target = target
         self.parts: dict[int, _Part] = {}  # by first page
@@ -163,6 +176,18 @@ class _Ask:
         if part is None:
             part = self.parts[first] = _Part()
         return part
+
+    def part_with(self, page: int) -> tuple[int, _Part]:
+        """The part, and its first page, that a page lies in; a new one that begins there if nothing has come of it."""
+        for first, part in self.parts.items():
+            if first <= page < first + part.count:
+                return first, part
+        return page, self.part(page)
+
+    def close(self, first: int) -> None:
+        """Nothing is owed to this part any more."""
+        self.parts.pop(first, None)
+        self.over.add(first)
 
 
 class _Prefetch:
@@ -187,7 +212,7 @@ class _Region:
         self.asks: dict[int, _Ask] = {}  # by generation
         self.waiters: dict[int, list[Waiter]] = {}  # by page
         self.held: dict[int, int] = {}  # how many holds run, by page
-        self.deferred: list[Fetch | Invalidate] = []
+        self.deferred: list[Fetch | Invalidate | Hurry] = []
         self.prefetches: list[_Prefetch] = []
         self.lost: dict[int, str] = {}  # name of the lost node, by page
 
@@ -210,8 +235,9 @@ class NodeMachine:
             Ack: self._ack,
             Fetch: self._fetch,
             Invalidate: self._invalidate,
+            Hurry: self._expedite,
             Refuse: self._refuse,
-            Orphan: self._refuse,
+            Orphan: self._orphan,
             Lost: self._lost,
         }
 
@@ -249,8 +275,17 @@ class NodeMachine:
         elif not any(waiter is other for other in waiters):
             waiters.append(waiter)
         if state & _PENDING:
-            return []
+            return [] if waiters or state & _HELD else self._hurry(region, page)
         return [self._ask(region, page, page + 1, state, WRITE if write else READ, False, waiter)]
+
+    def _hurry(self, region: _Region, page: int) -> list[Effect]:
+        """A thread begins to wait for a page that is on its way among others: it must not wait for those."""
+        for generation, ask in reversed(region.asks.items()):  # the last one that has the page is the one still open
+            if ask.start <= page < ask.stop:
+                if ask.ahead or ask.stop - ask.start > 1:
+                    return [Send(DIRECTORY, Hurry(region.number, generation, page, self.me))]
+                break
+        return []
 
     def read_ahead(self, number: int, start: int, stop: int, write: bool, target: Waiter) -> list[Effect]:
         """Ask for pages that nobody waits for yet; those here or asked for already are left out."""
@@ -328,7 +363,7 @@ class NodeMachine:
 
     def _ask(self, region: _Region, start: int, stop: int, state: int, op: int, ahead: bool, target: Waiter) -> Send:
         self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
-        region.asks[generation] = _Ask(start, stop, op, target)
+        region.asks[generation] = _Ask(start, stop, op, ahead, target)
         _set(region, start, stop, state | _ASKED[op])
         return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, ahead))
 
@@ -361,10 +396,15 @@ class NodeMachine:
         if part.owed is None:
             part.count, part.owed, part.acks = m.total, m.total, m.acks
         part.owed -= m.count
-        effects = [Install(m.region, m.start, m.count, payload, False, ask.target)]
-        _set(region, m.start, stop, SHARED | _ASKED[ask.op])  # others may read it too until the last copy is gone
+        write = ask.op == WRITE and part.alone
+        effects = [Install(m.region, m.start, m.count, payload, write, ask.target)]
+        if part.settled:
+            ask.close(m.first)
+        if part.alone:  # these pages have all that is owed to them, whatever the others still wait for
+            return self._complete(region, ask, m.generation, m.start, stop, effects, True)
+        _set(region, m.start, stop, SHARED | _ASKED[WRITE])  # others may read it too until the last copy is gone
         self._resume(region, m.start, stop, False, effects)
-        return self._settle(region, ask, m.generation, m.first, part, effects)
+        return effects
 
     def _fits(self, region: _Region, ask: _Ask, m: Data) -> bool:
         """Is this data for pages that this request still waits for?"""
@@ -388,19 +428,21 @@ class NodeMachine:
             effects: list[Effect] = [Drop(m.region, m.start, m.count)]
             _set(region, m.start, stop, ABSENT)
             self._resume(region, m.start, stop, False, effects)
+            ask.close(m.start)
             return self._over(region, ask, m.generation, m.start, stop, effects, True)
         if m.zero:
             effects = [Install(m.region, m.start, m.count, None, ask.op == WRITE, ask.target)]
+            ask.close(m.start)
             return self._complete(region, ask, m.generation, m.start, stop, effects, False)
         if any(not state & _HELD for _, _, state in region.table.runs(m.start, stop)):
             raise ProtocolError(f"granted without data what is not here: {m}")
         if not m.acks:
-            return self._complete(
-                region, ask, m.generation, m.start, stop, _unprotect(ask, m.region, m.start, stop), False
-            )
+            effects = _unprotect(ask, m.region, m.start, stop)
+            ask.close(m.start)
+            return self._complete(region, ask, m.generation, m.start, stop, effects, False)
         part = ask.part(m.start)
         part.count, part.owed, part.acks = m.count, 0, m.acks
-        return self._settle(region, ask, m.generation, m.start, part, [])
+        return self._settle(region, ask, m.generation, m.start, part)
 
     def _ack(self, region: _Region, m: Ack) -> list[Effect]:
         ask = self._asked(region, m)
@@ -408,9 +450,9 @@ class NodeMachine:
             return []
         part = ask.part(m.start)  # it may come before the grant that says how many to expect
         part.acked |= 1 << m.sender
-        return self._settle(region, ask, m.generation, m.start, part, [])
+        return self._settle(region, ask, m.generation, m.start, part)
 
-    def _asked(self, region: _Region, m: Grant | Ack | Refuse | Orphan | Lost) -> _Ask | None:
+    def _asked(self, region: _Region, m: Grant | Ack | Refuse | Lost) -> _Ask | None:
         """The open request, and the open part of it, that a message answers: the rule of the generation."""
         ask = region.asks.get(m.generation)
         if ask is None or m.start in ask.over:
@@ -418,15 +460,18 @@ class NodeMachine:
             return None
         return ask
 
-    def _settle(
-        self, region: _Region, ask: _Ask, generation: int, first: int, part: _Part, effects: list[Effect]
-    ) -> list[Effect]:
-        if not part.settled:
+    def _settle(self, region: _Region, ask: _Ask, generation: int, first: int, part: _Part) -> list[Effect]:
+        """If the last acknowledgement has come: the pages of a write that are here are ours alone."""
+        effects: list[Effect] = []
+        if part.owed is None or not part.alone:
             return effects
-        del ask.parts[first]
-        stop = first + part.count
-        effects += _unprotect(ask, region.number, first, stop)
-        return self._complete(region, ask, generation, first, stop, effects, True)
+        if part.settled:
+            ask.close(first)
+        for start, stop, state in region.table.runs(first, first + part.count):
+            if state == SHARED | _ASKED[WRITE]:
+                effects += _unprotect(ask, region.number, start, stop)
+                self._complete(region, ask, generation, start, stop, effects, True)
+        return effects
 
     def _complete(
         self, region: _Region, ask: _Ask, generation: int, start: int, stop: int, effects: list[Effect], owes_done: bool
@@ -440,13 +485,11 @@ class NodeMachine:
     def _over(
         self, region: _Region, ask: _Ask, generation: int, start: int, stop: int, effects: list[Effect], owes_done: bool
     ) -> list[Effect]:
-        """A part of a request is over, one way or the other."""
+        """Some pages of a request are over, one way or the other."""
         if owes_done:
             effects.append(Send(DIRECTORY, Done(region.number, generation, start, stop - start)))
         ask.left -= stop - start
-        if ask.left:
-            ask.over.add(start)
-        else:
+        if not ask.left:
             del region.asks[generation]
         if region.prefetches:
             self._count_prefetched(region, start, stop, effects)
@@ -471,23 +514,37 @@ class NodeMachine:
                 self._go_on(region, prefetch, start, stop, effects)
         region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.owed]
 
-    def _refuse(self, region: _Region, m: Refuse | Orphan) -> list[Effect]:
-        """It is not granted, or its supplier has gone before all of it had come."""
+    def _refuse(self, region: _Region, m: Refuse) -> list[Effect]:
         ask = self._asked(region, m)
-        if ask is None:  # all of it had come: Done is on its way
+        if ask is None:
             return []
         stop = m.start + m.count
-        ask.parts.pop(m.start, None)
         effects: list[Effect] = []
+        ask.close(m.start)
         for a, b, state in region.table.runs(m.start, stop):
-            fragment = ask.op != EVICT and state & SHARED  # came before its supplier was lost; nobody counts it
-            if fragment:
-                effects.append(Drop(m.region, a, b - a))
-            _set(region, a, b, ABSENT if fragment else state & ~_PENDING)
-        if isinstance(m, Orphan):  # before anything is asked for again
-            effects.append(Send(DIRECTORY, GaveUp(*m)))
+            _set(region, a, b, state & ~_PENDING)
         self._resume(region, m.start, stop, False, effects)
         return self._over(region, ask, m.generation, m.start, stop, effects, False)
+
+    def _orphan(self, region: _Region, m: Orphan) -> list[Effect]:
+        """The supplier has gone: give up the pages that have not come. Those that have are ours, or will be."""
+        ask = region.asks.get(m.generation)
+        if ask is None:  # all had come: Done is on its way
+            self.late += 1
+            return []
+        effects: list[Effect] = []
+        first, part = ask.part_with(m.start)
+        missing = [run for run in region.table.runs(m.start, m.start + m.count) if run[2] == _ASKED[ask.op]]
+        if part.owed is not None:
+            part.owed -= sum(stop - start for start, stop, _ in missing)
+        if part.owed is None or part.settled:
+            ask.close(first)
+        for start, stop, _ in missing:
+            _set(region, start, stop, ABSENT)
+            effects.append(Send(DIRECTORY, GaveUp(m.region, m.generation, start, stop - start)))  # before asking again
+            self._resume(region, start, stop, False, effects)
+            self._over(region, ask, m.generation, start, stop, effects, False)
+        return effects
 
     def _lost(self, region: _Region, m: Lost) -> list[Effect]:
         ask = self._asked(region, m)
@@ -500,9 +557,19 @@ class NodeMachine:
             region.lost[page] = m.node
             if page in region.waiters:
                 effects.append(Poison(m.region, page, m.node, region.waiters.pop(page)))
+        ask.close(m.start)
         return self._over(region, ask, m.generation, m.start, stop, effects, False)
 
     # -- what others want of us ----------------------------------------------------------------------------
+
+    def _expedite(self, region: _Region, m: Hurry) -> list[Effect]:
+        if any(
+            type(d) is Fetch and d.generation == m.generation and d.requester == m.requester for d in region.deferred
+        ):
+            region.deferred.append(m)  # what it is about waits for a hold
+            self.deferred += 1
+            return []
+        return [Expedite(m)]
 
     def _is_held(self, region: _Region, m: Fetch | Invalidate) -> bool:
         """Did one of these pages come for a thread that may not have retried yet? Then the message waits."""
@@ -524,7 +591,10 @@ class NodeMachine:
         for region in self._regions.values():
             due, region.deferred = region.deferred, []
             for m in due:
-                effects += self._supply(region, m) if isinstance(m, Fetch) else self._give_up(region, m)
+                if isinstance(m, Hurry):
+                    effects.append(Expedite(m))
+                else:
+                    effects += self._supply(region, m) if isinstance(m, Fetch) else self._give_up(region, m)
         self.deferred = 0
         return effects
 

@@ -63,6 +63,7 @@ class RegionMemory:
         self.mappings: list[Mapping] = []
         self.users = 0  # connections that are attached or about to be
         self.opens = 0  # how often the directory was asked for it since the last Close
+        self.kept = False  # has the directory been told that it could be mapped here?
         self.stats = Statistics()
         self._armed: set[int] = set()  # extents (by byte offset) in which pages may be present
         self._length = self.pages * page_size

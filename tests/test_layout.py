@@ -23,6 +23,7 @@ PURE = [
     "dsm/geometry.py",
     "dsm/pagetable.py",
     "dsm/wire.py",
+    "nodes/bulk.py",
     "nodes/machine.py",
     "nodes/readahead.py",
 ]

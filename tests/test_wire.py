@@ -57,6 +57,8 @@ LAYOUT = """
     Orphan(region, generation, start, count)
     GaveUp(region, generation, start, count)
     Detach()
+    Hurry(region, generation, page, requester)
+    Keep(region)
 """
 """Version 1 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

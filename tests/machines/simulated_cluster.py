@@ -23,6 +23,7 @@ from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
 from dsm.wire import DIRECTORY, Data, Fetch, MemberLeft, Message
 from nodes import machine
+from nodes.bulk import Bulk
 from nodes.machine import NodeMachine
 
 REGION: Final = 1
@@ -92,12 +93,13 @@ class Node:
         names = [f"n{number}{letter}" for letter in "abcdefgh"[:applications]]
         self.applications = [Application(self, name, threads) for name in names]
         self.holds: deque[int] = deque()
-        self.bulk: deque[tuple[Fetch, int]] = deque()  # with the next page to send
+        self.bulk = Bulk()
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             machine.Install: self._install,
             machine.Resume: self._resume,
             machine.Unprotect: self._unprotect,
             machine.Supply: self._supply,
+            machine.Expedite: self._expedite,
             machine.Drop: lambda e: self._punch(e.start, e.count),
             machine.Send: lambda e: cluster.send(number, e.to, e.message),
             machine.Hold: lambda e: self.holds.append(e.page),
@@ -157,21 +159,18 @@ class Node:
     def _member_left(self, gone: int) -> None:
         """What is still to be sent to a node that has gone goes nowhere; what was to be dropped is dropped."""
         self.run(self.machine.step(MemberLeft(gone, "it left")))
-        for fetch, at in self.bulk:
-            if fetch.requester == gone and not fetch.keep:
-                self._punch(at, fetch.start + fetch.count - at)
-        self.bulk = deque(job for job in self.bulk if job[0].requester != gone)
+        for fetch, start, count in self.bulk.cancel(requester=gone):
+            if not fetch.keep:
+                self._punch(start, count)
 
     def expire_hold(self) -> None:
         self.run(self.machine.hold_expired(REGION, self.holds.popleft()))
 
     def send_frame(self) -> None:
         """One frame of the first bulk transfer."""
-        fetch, at = self.bulk.popleft()
-        count = min(fetch.start + fetch.count - at, self.cluster.frame_pages)
-        self._send_pages(fetch, at, count, True)
-        if at + count < fetch.start + fetch.count:
-            self.bulk.appendleft((fetch, at + count))
+        frame = self.bulk.next(lambda requester: True)
+        assert frame is not None
+        self._send_pages(*frame, True)
 
     def run(self, effects: list[machine.Effect]) -> None:
         for effect in effects:
@@ -204,9 +203,14 @@ class Node:
             for application in self.applications:
                 application.unprotected.difference_update(range(fetch.start, fetch.start + fetch.count))
         if fetch.ahead or fetch.count > self.cluster.frame_pages:
-            self.bulk.append((fetch, fetch.start))
+            self.bulk.add(fetch, self.cluster.frame_pages)
         else:
             self._send_pages(fetch, fetch.start, fetch.count, False)
+
+    def _expedite(self, e: machine.Expedite) -> None:
+        frame = self.bulk.expedite(e.hurry)
+        if frame is not None:
+            self._send_pages(*frame, False)
 
     def _send_pages(self, fetch: Fetch, start: int, count: int, bulk: bool) -> None:
         contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
@@ -331,7 +335,7 @@ class Cluster:
             self._check_node(node)
 
     def _check_node(self, node: Node) -> None:
-        leaving = {page for fetch, at in node.bulk if not fetch.keep for page in range(at, fetch.start + fetch.count)}
+        leaving = {page for f in node.bulk if not f.fetch.keep for page in range(f.start, f.start + f.count)}
         for page in range(self.pages):
             state = node.state(page)
             where = f"p{page} on n{node.number}"

@@ -23,11 +23,14 @@ from dsm.wire import (
     Cancelled,
     Done,
     Failure,
+    Fetch,
     GaveUp,
     Grant,
     Granted,
+    Hurry,
     Inspect,
     Open,
+    Orphan,
     Refuse,
     Release,
     Request,
@@ -112,11 +115,61 @@ def test_a_done_that_is_not_quite_right_closes_nothing() -> None:
     pages = page_machine()
     pages.step(1, Request(1, 1, 0, 4, WRITE, False))
     pages.step(2, Request(1, 8, 0, 4, WRITE, False))
-    for node, done in ((3, Done(1, 8, 0, 4)), (2, Done(1, 7, 0, 4)), (2, Done(1, 8, 0, 3)), (2, Done(1, 8, 1, 3))):
+    wrong = [(3, Done(1, 8, 0, 4)), (2, Done(1, 7, 0, 4)), (2, Done(1, 8, 0, 5)), (2, Done(1, 8, 1, 4))]
+    for node, done in [*wrong, (2, Done(1, 8, 4, 1)), (2, Done(1, 8, 0, 0))]:
         assert pages.step(node, done) == []
-    assert (pages.rejected, pages.owners(1, 0, 4)) == (4, [(0, 4, 1)])
+    assert (pages.rejected, pages.owners(1, 0, 4)) == (6, [(0, 4, 1)])
     pages.step(2, Done(1, 8, 0, 4))
     assert pages.owners(1, 0, 4) == [(0, 4, 2)]
+
+
+def test_a_part_that_is_done_is_free_for_others() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 8, WRITE, False))
+    pages.step(2, Request(1, 8, 0, 8, WRITE, False))
+    assert pages.step(3, Request(1, 5, 0, 8, READ, False)) == []
+    fetch = Fetch(1, 5, 3, 2, 3, 0, True, False)
+    assert pages.step(2, Done(1, 8, 3, 2)) == [(2, fetch)]
+    assert pages.owners(1, 0, 8) == [(0, 3, 1), (3, 5, 2), (5, 8, 1)]
+    assert pages.step(2, Done(1, 8, 0, 3)) == [(2, fetch._replace(start=0, count=3))]
+    assert pages.step(2, Done(1, 8, 5, 3)) == [(2, fetch._replace(start=5, count=3))]
+    assert pages.rejected == 0
+
+
+def test_of_an_orphaned_run_only_what_has_not_come_is_lost() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 8, WRITE, False))
+    pages.step(2, Request(1, 8, 0, 8, WRITE, False))
+    pages.step(2, Done(1, 8, 0, 4))
+    assert pages.forget_node(1, "one") == [(2, Orphan(1, 8, 4, 4))]
+    pages.step(2, Done(1, 8, 4, 2))  # was on its way
+    pages.step(2, GaveUp(1, 8, 6, 2))
+    assert pages.counts(1) == {"shared": 0, "exclusive": 6, "lost": 2}
+
+
+def test_a_hurry_is_passed_on_to_the_supplier() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 8, WRITE, False))
+    pages.step(2, Request(1, 8, 0, 8, READ, True))
+    hurry = Hurry(1, 8, 5, 2)
+    assert pages.step(2, hurry) == [(1, hurry)]
+    for node, wrong in ((3, hurry), (2, hurry._replace(generation=7)), (2, hurry._replace(page=8))):
+        assert pages.step(node, wrong) == []
+    pages.step(2, Done(1, 8, 0, 8))
+    assert pages.step(2, hurry) == []  # it has come meanwhile
+
+
+def test_a_page_in_a_hurry_does_not_wait_with_the_pages_it_was_asked_for_with() -> None:
+    pages = page_machine()
+    pages.step(1, Request(1, 1, 0, 8, WRITE, False))
+    pages.step(3, Request(1, 4, 0, 8, WRITE, False))
+    assert pages.step(2, Request(1, 8, 0, 8, READ, True)) == []
+    assert pages.step(2, Hurry(1, 8, 5, 2)) == []
+    read = Fetch(1, 8, 5, 1, 2, 0, True, False)
+    ahead = read._replace(ahead=True)
+    assert pages.step(3, Done(1, 4, 0, 8)) == [
+        (3, ahead._replace(start=0, count=5)), (3, read), (3, ahead._replace(start=6, count=2)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sharers", [False, True])
@@ -214,6 +267,27 @@ def test_an_unlinked_region_lives_until_the_last_node_has_detached() -> None:
     assert registry.close(1, old.number, 1) == set()
     assert registry.close(2, old.number, 1) == {1, 2}
     assert list(registry.regions) == [new.number]
+
+
+def test_a_region_that_nobody_could_map_goes_with_the_last_close() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000))
+    registry.open(2, question("a"))
+    assert registry.close(1, region.number, 1) == set()
+    assert registry.close(2, region.number, 1) == {1, 2}
+    assert registry.regions == {}
+    _, new = registry.open(1, question("a", 7000))
+    assert new
+
+
+def test_a_region_that_somebody_has_mapped_stays() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000))
+    registry.keep(2, region.number)  # it is not attached
+    assert not region.kept
+    registry.keep(1, region.number)
+    assert registry.close(1, region.number, 1) == set()
+    assert registry.open(2, question("a")) == (region, False)
 
 
 def test_an_open_that_crosses_a_close_keeps_the_node_attached() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dsm.errors import ProtocolError
-from dsm.wire import READ, WRITE, Ack, Data, Done, Fetch, Grant, Invalidate, Message, Request
-from nodes.machine import Finished, Hold, Install, NodeMachine, Resume, Send, Unprotect
+from dsm.wire import READ, WRITE, Ack, Data, Done, Fetch, GaveUp, Grant, Hurry, Invalidate, Message, Orphan, Request
+from nodes.bulk import Bulk, Frame
+from nodes.machine import Expedite, Finished, Hold, Install, NodeMachine, Resume, Send, Supply, Unprotect
 from nodes.readahead import ReadAhead
 from nodes.statistics import Histogram
 
@@ -86,7 +87,8 @@ def test_data_counts_once(node: NodeMachine) -> None:
     node.data(Data(1, generation, 0, 32, 0, 16, 0), "first half")
     assert node.data(Data(1, generation, 0, 32, 0, 16, 0), "again") == []
     effects = node.data(Data(1, generation, 0, 32, 16, 16, 0), "second half")
-    assert effects[-1] == Send(0, Done(1, generation, 0, 32))
+    assert effects[-1] == Send(0, Done(1, generation, 16, 16))
+    assert node.data(Data(1, generation, 0, 32, 16, 16, 0), "again") == []
 
 
 def test_a_sharer_acknowledges_once(node: NodeMachine) -> None:
@@ -101,9 +103,45 @@ def test_data_in_pieces_is_readable_at_once_and_writable_with_the_last_acknowled
     node.prefetch(1, 0, 32, True, "a")
     first = node.data(Data(1, 1, 0, 32, 0, 16, 1), "first half")
     assert first == [Install(1, 0, 16, "first half", False, "a")]
-    node.step(Ack(1, 1, 0, OTHER))
+    assert node.step(Ack(1, 1, 0, OTHER)) == [Unprotect(1, 0, 16, "a"), Send(0, Done(1, 1, 0, 16))]
     last = node.data(Data(1, 1, 0, 32, 16, 16, 1), "second half")
-    assert last[1:] == [Unprotect(1, 0, 32, "a"), Send(0, Done(1, 1, 0, 32)), Finished("a")]
+    assert last == [Install(1, 16, 16, "second half", True, "a"), Send(0, Done(1, 1, 16, 16)), Finished("a")]
+
+
+def test_data_in_pieces_is_writable_at_once_where_nobody_else_had_a_copy(node: NodeMachine) -> None:
+    node.prefetch(1, 0, 32, True, "a")
+    assert node.data(Data(1, 1, 0, 32, 16, 16, 0), "half")[0] == Install(1, 16, 16, "half", True, "a")
+    assert node.fault(1, 20, True, "b") == [Resume(1, 20, True, ["b"])]
+
+
+def test_of_a_run_whose_supplier_has_gone_only_what_has_not_come_is_given_up(node: NodeMachine) -> None:
+    node.prefetch(1, 0, 64, True, "a")
+    node.data(Data(1, 1, 0, 64, 16, 16, 1), "came")
+    effects = node.step(Orphan(1, 1, 0, 64))
+    sent = [e.message for e in effects if isinstance(e, Send)]
+    assert [m for m in sent if isinstance(m, GaveUp)] == [GaveUp(1, 1, 0, 16), GaveUp(1, 1, 32, 32)]
+    assert Send(0, Done(1, 1, 16, 16)) in node.step(Ack(1, 1, 0, OTHER))
+
+
+def test_a_thread_that_faults_on_a_page_asked_for_ahead_hurries_it_once(node: NodeMachine) -> None:
+    (effect,) = node.read_ahead(1, 0, 32, False, "a")
+    assert isinstance(effect, Send)
+    assert node.fault(1, 7, False, "a") == [Send(0, Hurry(1, effect.message[1], 7, node.me))]
+    assert node.fault(1, 7, False, "b") == []
+
+
+def test_one_page_that_a_thread_has_asked_for_is_not_hurried(node: NodeMachine) -> None:
+    ask(node, 5, False)
+    assert node.fault(1, 5, False, "b") == []
+
+
+def test_a_hurry_waits_with_the_fetch_that_it_is_about(node: NodeMachine) -> None:
+    node.step(Grant(1, ask(node, 5, True).generation, 5, 1, 0, True))
+    fetch = Fetch(1, 9, 5, 1, OTHER, 0, True, True)
+    assert node.step(fetch) == node.step(Hurry(1, 9, 5, OTHER)) == []
+    supply, expedite = node.hold_expired(1, 5)
+    assert (supply, expedite) == (Supply(fetch, True), Expedite(Hurry(1, 9, 5, OTHER)))
+    assert node.deferred == 0
 
 
 def test_a_page_is_held_as_often_as_it_came(node: NodeMachine) -> None:
@@ -193,3 +231,48 @@ def test_quantiles_are_in_order() -> None:
 
 def test_nothing_counted_is_nothing() -> None:
     assert Histogram().quantile_us(0.5) == 0
+
+
+# --- what is to be sent ------------------------------------------------------------------------------------
+
+
+def fetch(generation: int, requester: int, region: int = 1) -> Fetch:
+    return Fetch(region, generation, 30, 40, requester, 0, True, True)
+
+
+def starts(bulk: Bulk) -> list[tuple[int, int]]:
+    return [(frame.fetch.generation, frame.start) for frame in bulk]
+
+
+def test_frames_go_in_order_and_none_waits_for_a_peer_that_takes_no_more() -> None:
+    bulk = Bulk()
+    bulk.add(fetch(1, OTHER), 16)
+    bulk.add(fetch(2, THIRD), 16)
+    assert bulk.next(lambda node: False) is None
+    assert bulk.next(lambda node: node == THIRD) == Frame(fetch(2, THIRD), 30, 2)  # frames begin at multiples of 16
+    assert [bulk.next(lambda node: True) for _ in range(3)] == [
+        Frame(fetch(1, OTHER), start, count) for start, count in ((30, 2), (32, 16), (48, 16))
+    ]
+    assert starts(bulk) == [(1, 64), (2, 32), (2, 48), (2, 64)]
+    assert bulk.requesters() == {OTHER, THIRD}
+
+
+def test_a_page_that_somebody_waits_for_is_taken_out_once() -> None:
+    bulk = Bulk()
+    bulk.add(fetch(1, OTHER), 16)
+    bulk.add(fetch(2, OTHER), 16)
+    assert bulk.expedite(Hurry(1, 2, 50, OTHER)) == Frame(fetch(2, OTHER), 48, 16)
+    for hurry in (Hurry(1, 2, 50, OTHER), Hurry(1, 3, 50, OTHER), Hurry(1, 1, 50, THIRD), Hurry(2, 1, 50, OTHER)):
+        assert bulk.expedite(hurry) is None
+    assert starts(bulk) == [(1, 30), (1, 32), (1, 48), (1, 64), (2, 30), (2, 32), (2, 64)]
+
+
+def test_what_is_cancelled_is_told_and_not_sent() -> None:
+    bulk = Bulk()
+    bulk.add(fetch(1, OTHER, region=1), 64)
+    bulk.add(fetch(1, THIRD, region=2), 64)
+    bulk.add(fetch(2, OTHER, region=2), 64)
+    assert starts(bulk) == [(1, 30), (1, 64), (1, 30), (1, 64), (2, 30), (2, 64)]
+    assert len(bulk.cancel(requester=OTHER)) == 4
+    assert len(bulk.cancel(region=2)) == 2
+    assert not bulk

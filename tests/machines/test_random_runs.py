@@ -92,7 +92,7 @@ class Run:
             if node.holds:
                 yield Action((name, "hold"), f"{name} hold of p{node.holds[0]} is over", node.expire_hold)
             if node.bulk:
-                yield Action((name, "bulk"), f"{name} sends a frame of {node.bulk[0]}", node.send_frame)
+                yield Action((name, "bulk"), f"{name} sends a frame: {next(iter(node.bulk))}", node.send_frame)
             for thread in node.threads():
                 if thread.access is not None and not thread.asleep:
                     yield Action((name, "retry"), f"{thread} retries", partial(node.access, thread))

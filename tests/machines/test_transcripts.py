@@ -146,6 +146,10 @@ class Conversation:
                 self._send(number, effect.to, effect.message)
             elif isinstance(effect, machine.Supply):
                 self._supply(number, effect.fetch, effect.protect)
+            elif isinstance(effect, machine.Expedite):
+                self.out.append(
+                    f"    {side(number)}: p{effect.hurry.page} goes first, for {side(effect.hurry.requester)}"
+                )
             else:
                 self.out.append(f"    {side(number)}: {self._effect(effect)}")
 

@@ -15,6 +15,7 @@ from cluster import LIMIT_S, Cluster
 
 import dsm
 from dsm import constants, errors, launch, local, transport, wire
+from dsm.uffd import Userfaultfd
 
 # --- regions ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,33 @@ def works() -> int:
     with dsm.attach("works", 5000) as region:
         region.buf[1] = 1
         return region.buf[1]
+
+
+def attach_without_userfaultfd() -> list[Any]:
+    def refuse(device: int | None) -> Userfaultfd:
+        raise dsm.errors.UserfaultfdUnavailable("none for you")
+
+    genuine, Userfaultfd.create = Userfaultfd.create, refuse  # type: ignore[method-assign]
+    found = [raised(lambda: dsm.attach("fails", 5000)), raised(lambda: dsm.attach("stays"))]
+    Userfaultfd.create = genuine  # type: ignore[method-assign]
+    found += [raised(lambda: dsm.attach("fails"))]
+    dsm.attach("fails", 6000, create=True).unlink()
+    return [classes[0] for classes, _ in found]
+
+
+def test_an_attach_that_fails_in_the_application_makes_no_region(cluster: Cluster) -> None:
+    keeper = cluster.start(keep_attached, node=1)
+    assert keeper.hear() == 5000
+    refused = "UserfaultfdUnavailable"
+    assert cluster.run(attach_without_userfaultfd) == [refused, refused, "RegionNotFound"]
+    keeper.tell()
+    keeper.result()
+
+
+def keep_attached() -> None:
+    with dsm.attach("stays", 5000) as region:
+        say(region.size)
+        hear()
 
 
 def use_closed() -> list[str]:

@@ -94,7 +94,7 @@ def send_to_nodes(cluster: Cluster, sent: list[list[bytes]]) -> None:
     with transport.context() as context:
         for number, address in enumerate(inboxes(cluster)):
             before = counted(cluster, number)
-            sock = transport.outbox(context, address)
+            sock = transport.outbox(context, address, bulk=False)
             sock.linger = 10_000
             for frames in sent:
                 sock.send_multipart(frames)
