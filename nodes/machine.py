@@ -138,13 +138,14 @@ Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold |
 class _Part:
     """What is owed to one transaction of a request: the directory cuts a request into runs of pages held alike."""
 
-    __slots__ = ("acked", "acks", "count", "owed")
+    __slots__ = ("acked", "acks", "closed", "count", "owed")
 
     def __init__(self) -> None:
         self.count = 0
         self.owed: int | None = None  # pages still to come as data; None until a Grant or Data tells
         self.acks = 0  # acknowledgements owed, known when ``owed`` is
         self.acked = 0  # bit mask of the nodes that have acknowledged: one counts once
+        self.closed: set[int] = set()  # pages that were closed before the others had come
 
     @property
     def alone(self) -> bool:
@@ -269,23 +270,29 @@ class NodeMachine:
             return [Resume(number, page, write, [waiter])]
         if state & LOST:
             return [Poison(number, page, region.lost[page], [waiter])]
+        effects: list[Effect] = []
+        if state == SHARED | _ASKED[READ]:
+            effects = self._close_early(region, page)
+            state = region.table.get(page)  # a prefetch that waited may have asked for it at once
         waiters = region.waiters.get(page)
         if waiters is None:
             region.waiters[page] = [waiter]
         elif not any(waiter is other for other in waiters):
             waiters.append(waiter)
         if state & _PENDING:
-            return [] if waiters or state & _HELD else self._hurry(region, page)
-        return [self._ask(region, page, page + 1, state, WRITE if write else READ, False, waiter)]
+            return effects if waiters or state & _HELD else self._hurry(region, page)
+        return [*effects, self._ask(region, page, page + 1, state, WRITE if write else READ, False, waiter)]
 
     def _hurry(self, region: _Region, page: int) -> list[Effect]:
         """A thread begins to wait for a page that is on its way among others: it must not wait for those."""
-        for generation, ask in reversed(region.asks.items()):  # the last one that has the page is the one still open
-            if ask.start <= page < ask.stop:
-                if ask.ahead or ask.stop - ask.start > 1:
-                    return [Send(DIRECTORY, Hurry(region.number, generation, page, self.me))]
-                break
+        generation, ask = self._open_ask(region, page)
+        if ask.ahead or ask.stop - ask.start > 1:
+            return [Send(DIRECTORY, Hurry(region.number, generation, page, self.me))]
         return []
+
+    def _open_ask(self, region: _Region, page: int) -> tuple[int, _Ask]:
+        """The open request for a page that is asked for: of those with the page in them the last."""
+        return next((g, ask) for g, ask in reversed(region.asks.items()) if ask.start <= page < ask.stop)
 
     def read_ahead(self, number: int, start: int, stop: int, write: bool, target: Waiter) -> list[Effect]:
         """Ask for pages that nobody waits for yet; those here or asked for already are left out."""
@@ -398,12 +405,11 @@ class NodeMachine:
         part.owed -= m.count
         write = ask.op == WRITE and part.alone
         effects = [Install(m.region, m.start, m.count, payload, write, ask.target)]
+        # Who only waits for these pages goes on, whatever the others wait for; but all of them are closed by one Done.
+        _set(region, m.start, stop, (EXCLUSIVE if write else SHARED) | _ASKED[ask.op])
+        self._resume(region, m.start, stop, write, effects)
         if part.settled:
-            ask.close(m.first)
-        if part.alone:  # these pages have all that is owed to them, whatever the others still wait for
-            return self._complete(region, ask, m.generation, m.start, stop, effects, True)
-        _set(region, m.start, stop, SHARED | _ASKED[WRITE])  # others may read it too until the last copy is gone
-        self._resume(region, m.start, stop, False, effects)
+            self._close_part(region, ask, m.generation, m.first, part, effects)
         return effects
 
     def _fits(self, region: _Region, ask: _Ask, m: Data) -> bool:
@@ -465,12 +471,43 @@ class NodeMachine:
         effects: list[Effect] = []
         if part.owed is None or not part.alone:
             return effects
-        if part.settled:
-            ask.close(first)
         for start, stop, state in region.table.runs(first, first + part.count):
             if state == SHARED | _ASKED[WRITE]:
+                _set(region, start, stop, EXCLUSIVE | _ASKED[WRITE])
                 effects += _unprotect(ask, region.number, start, stop)
-                self._complete(region, ask, generation, start, stop, effects, True)
+                self._resume(region, start, stop, True, effects)
+        if part.settled:
+            self._close_part(region, ask, generation, first, part, effects)
+        return effects
+
+    def _close_part(
+        self, region: _Region, ask: _Ask, generation: int, first: int, part: _Part, effects: list[Effect]
+    ) -> None:
+        """Everything has come that was not given up."""
+        ask.close(first)
+        self._close_arrived(region, ask, generation, first, part, effects)
+
+    def _close_arrived(
+        self, region: _Region, ask: _Ask, generation: int, first: int, part: _Part, effects: list[Effect]
+    ) -> None:
+        """Tell the directory of the pages of a part that are here."""
+        held = SHARED if ask.op == READ else EXCLUSIVE
+        for start, stop, state in region.table.runs(first, first + part.count):
+            if state == held | _ASKED[ask.op]:
+                for a, b in (
+                    _runs(set(range(start, stop)) - part.closed, start, stop) if part.closed else [(start, stop)]
+                ):
+                    _set(region, a, b, held)
+                    self._over(region, ask, generation, a, b, effects, True)
+
+    def _close_early(self, region: _Region, page: int) -> list[Effect]:
+        """A thread stores to a page that has come, and could ask for it anew if it were not for others on their way."""
+        effects: list[Effect] = []
+        generation, ask = self._open_ask(region, page)
+        first, part = ask.part_with(page)
+        arrived = [run for run in region.table.runs(first, first + part.count) if run[2] == SHARED | _ASKED[READ]]
+        self._close_arrived(region, ask, generation, first, part, effects)
+        part.closed.update(page for start, stop, _ in arrived for page in range(start, stop))
         return effects
 
     def _complete(
@@ -538,7 +575,7 @@ class NodeMachine:
         if part.owed is not None:
             part.owed -= sum(stop - start for start, stop, _ in missing)
         if part.owed is None or part.settled:
-            ask.close(first)
+            self._close_part(region, ask, m.generation, first, part, effects)
         for start, stop, _ in missing:
             _set(region, start, stop, ABSENT)
             effects.append(Send(DIRECTORY, GaveUp(m.region, m.generation, start, stop - start)))  # before asking again

@@ -87,7 +87,7 @@ def test_data_counts_once(node: NodeMachine) -> None:
     node.data(Data(1, generation, 0, 32, 0, 16, 0), "first half")
     assert node.data(Data(1, generation, 0, 32, 0, 16, 0), "again") == []
     effects = node.data(Data(1, generation, 0, 32, 16, 16, 0), "second half")
-    assert effects[-1] == Send(0, Done(1, generation, 16, 16))
+    assert effects[-1] == Send(0, Done(1, generation, 0, 32))
     assert node.data(Data(1, generation, 0, 32, 16, 16, 0), "again") == []
 
 
@@ -103,9 +103,9 @@ def test_data_in_pieces_is_readable_at_once_and_writable_with_the_last_acknowled
     node.prefetch(1, 0, 32, True, "a")
     first = node.data(Data(1, 1, 0, 32, 0, 16, 1), "first half")
     assert first == [Install(1, 0, 16, "first half", False, "a")]
-    assert node.step(Ack(1, 1, 0, OTHER)) == [Unprotect(1, 0, 16, "a"), Send(0, Done(1, 1, 0, 16))]
+    assert node.step(Ack(1, 1, 0, OTHER)) == [Unprotect(1, 0, 16, "a")]
     last = node.data(Data(1, 1, 0, 32, 16, 16, 1), "second half")
-    assert last == [Install(1, 16, 16, "second half", True, "a"), Send(0, Done(1, 1, 16, 16)), Finished("a")]
+    assert last == [Install(1, 16, 16, "second half", True, "a"), Send(0, Done(1, 1, 0, 32)), Finished("a")]
 
 
 def test_data_in_pieces_is_writable_at_once_where_nobody_else_had_a_copy(node: NodeMachine) -> None:
@@ -121,6 +121,20 @@ def test_of_a_run_whose_supplier_has_gone_only_what_has_not_come_is_given_up(nod
     sent = [e.message for e in effects if isinstance(e, Send)]
     assert [m for m in sent if isinstance(m, GaveUp)] == [GaveUp(1, 1, 0, 16), GaveUp(1, 1, 32, 32)]
     assert Send(0, Done(1, 1, 16, 16)) in node.step(Ack(1, 1, 0, OTHER))
+
+
+def test_a_store_to_a_page_that_has_come_does_not_wait_for_the_others(node: NodeMachine) -> None:
+    node.read_ahead(1, 0, 64, False, "a")
+    node.data(Data(1, 1, 0, 64, 16, 16, 0), "came")
+    done, request = node.fault(1, 20, True, "a")
+    assert done == Send(0, Done(1, 1, 16, 16))
+    assert request == Send(0, Request(1, 2, 20, 1, WRITE, False))
+    node.step(Grant(1, 2, 20, 1, 0, False))
+    node.data(Data(1, 1, 0, 64, 0, 16, 0), "came")
+    assert node.data(Data(1, 1, 0, 64, 32, 32, 0), "came")[1:] == [
+        Send(0, Done(1, 1, 0, 16)),
+        Send(0, Done(1, 1, 32, 32)),
+    ]
 
 
 def test_a_thread_that_faults_on_a_page_asked_for_ahead_hurries_it_once(node: NodeMachine) -> None:

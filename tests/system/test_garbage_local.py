@@ -111,10 +111,10 @@ def attach_to_odd_options() -> list[str]:
                 local.send(sock, wire.Attach(name, 512, 0, 0, {"shape": shape, "dtype": dtype}))
                 answer, fds = local.receive(sock)
                 local.close_all(fds)
-            if isinstance(answer, wire.Failure):  # refused where regions are made
-                found.add(answer.error)
-                continue
-            region = dsm.attach(name)
+                if isinstance(answer, wire.Failure):  # refused where regions are made
+                    found.add(answer.error)
+                    continue
+                region = dsm.attach(name)  # while the other holds it: nobody has mapped it yet
             try:
                 repr(region)
                 found.add(str(region.array.shape))
