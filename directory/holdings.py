@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from dsm.errors import Violation
+
 UNTOUCHED: Final = 0
 SHARED: Final = 1
 EXCLUSIVE: Final = 2
@@ -33,6 +35,14 @@ def nodes_in(copies: int) -> Iterator[int]:
         low = copies & -copies
         yield low.bit_length() - 1
         copies ^= low
+
+
+def _check(holding: Holding) -> None:
+    """Single writer or many readers, and an owner that has what it owns: once for all pages that are held like this."""
+    state, owner, copies = holding
+    alone = copies == 1 << owner
+    if not (copies >> owner & 1 if state == SHARED else alone if state == EXCLUSIVE else not copies):
+        raise Violation(f"no page may be held as {holding}")
 
 
 def without(holding: Holding, node: int) -> Holding:
@@ -65,6 +75,7 @@ class Holdings:
         """The number of a holding, a new one if it was never seen."""
         number = self._numbers.get(holding)
         if number is None:
+            _check(holding)
             if self._free:
                 number = self._free.pop()
                 self._holdings[number] = holding

@@ -1,16 +1,6 @@
 """The page protocol as the directory sees it: a pure function of (state, message) that returns messages.
 
-::
-
-    state       READ by R                        WRITE by R                          EVICT by R
-    ---------   ------------------------------   ---------------------------------   ------------------
-    untouched   grant zeros -> shared{R}         grant zeros -> exclusive(R)         refuse
-    shared      owner sends, keeps               R holds: others invalidated         R drops, unless it
-                -> shared + R                    else: owner sends and drops,        is the last holder
-                                                 others invalidated -> exclusive(R)
-    exclusive   owner sends, keeps               owner sends and drops               refuse
-                -> shared{owner, R}              -> exclusive(R)
-    lost        lost                             lost                                refuse
+What is done with a request is the table in :mod:`directory.rules`.
 
 One transaction at a time on a page; whatever conflicts waits its turn in order of arrival. A transaction ends when the
 requester says Done: it then has all data and all acknowledgements, so no message of it is left in the network. Of a run
@@ -21,14 +11,16 @@ Primer on Memory Consistency and Cache Coherence", ch. 8.)
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, UNTOUCHED, Holding, Holdings, nodes_in, without
+from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, Holding, Holdings, nodes_in, without
+from directory.rules import A_COPY, NOTHING, RULES, THE_ONLY, Action
+from dsm.errors import Violation
 from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
+from dsm.story import Story, told
 from dsm.wire import (
     EVICT,
-    READ,
     WRITE,
     Ack,
     Done,
@@ -129,7 +121,8 @@ class _Region:
 class PageMachine:
     """All pages of all regions. One door: :meth:`step` for messages; the rest is called by the services around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, story: Story | None = None) -> None:
+        self.story = story or Story()
         self.holdings = Holdings()
         self.transactions = 0
         self.rejected = 0
@@ -171,7 +164,7 @@ class PageMachine:
     def _abort(self, number: int, region: _Region, t: _Transaction, gone: int, out: Outgoing) -> bool:
         """Is this transaction over because a node has gone? Otherwise do for the node what it owed."""
         if t.node == gone:
-            self._commit(region, t)
+            self._commit(number, region, t, "the requester is gone")
             return True
         if t.supplier == gone:  # its data may have arrived all the same: only the requester knows
             out.append((t.node, Orphan(number, t.generation, t.start, t.stop - t.start)))
@@ -233,9 +226,10 @@ class PageMachine:
             extent.active.append(t._replace(start=stop))
         closed = t._replace(start=m.start, stop=stop)
         if type(m) is Done:
-            self._commit(region, closed)
+            self._commit(m.region, region, closed, m)
         elif t.op == WRITE:  # the other copies were dropped for it, and the owner's is gone
-            self._commit(region, closed._replace(after=self.holdings.number(Holding(LOST, t.supplier, 0))))
+            lost = self.holdings.number(Holding(LOST, t.supplier, 0))
+            self._commit(m.region, region, closed._replace(after=lost), m)
         out: Outgoing = []
         self._drain(m.region, region, index, out)
         return out
@@ -260,16 +254,23 @@ class PageMachine:
 
     # -- transactions ------------------------------------------------------------------------------------
 
-    def _commit(self, region: _Region, t: _Transaction) -> None:
+    def _commit(self, number: int, region: _Region, t: _Transaction, cause: Message | str) -> None:
+        self.story.tell(number, t.start, t.stop, "over", self.holdings[t.before], self.holdings[t.after], cause)
         if t.before != t.after:
-            self._set(region, t.start, t.stop, t.before, t.after)
+            self._set(number, region, t.start, t.stop, t.before, t.after)
 
-    def _set(self, region: _Region, start: int, stop: int, before: int, after: int) -> None:
-        """Pages that were held as ``before`` are now held as ``after``."""
+    def _set(self, number: int, region: _Region, start: int, stop: int, before: int, after: int) -> None:
+        """Pages that were held as ``before``, which nobody else may have changed, are now held as ``after``."""
+        table = region.table
+        if table.runs(start, stop) != [(start, stop, before)]:
+            found = self.holdings[table.get(start)]
+            raise Violation(
+                f"pages {start} to {stop} are no longer {self.holdings[before]}, but {found}", number, start
+            )
         if stop - start == 1:
-            region.table.set(start, after)
+            table.set(start, after)
         else:
-            region.table.set_run(start, stop, after)
+            table.set_run(start, stop, after)
         old, new = self.holdings[before].state, self.holdings[after].state
         if old != new:
             region.counts[old] -= stop - start
@@ -302,42 +303,46 @@ class PageMachine:
     def _begin(self, number: int, region: _Region, extent: _Extent, w: _Waiting, before: int, out: Outgoing) -> None:
         node, generation, start, stop, op, ahead = w
         count = stop - start
-        state, owner, copies = self.holdings[before]
+        holding = self.holdings[before]
+        mine = 1 << node
+        has = NOTHING if not holding.copies & mine else THE_ONLY if holding.copies == mine else A_COPY
+        action, state = RULES[holding.state, op, has]
+        if ahead and op == WRITE and action is not Action.ZEROS and action is not Action.TELL_LOST:
+            action = Action.REFUSE
         self.transactions += 1
-        if state == LOST and op != EVICT:
-            out.append((node, Lost(number, generation, start, count, self._names[owner])))
-        elif state == UNTOUCHED and op != EVICT:
-            after = self.holdings.number(Holding(SHARED if op == READ else EXCLUSIVE, node, 1 << node))
-            self._set(region, start, stop, before, after)
+        self.story.tell(number, start, stop, action.value, holding, STATE_NAMES[state], w)
+        if action is Action.COPY:
+            after = self.holdings.number(Holding(SHARED, holding.owner, holding.copies | mine))
+            self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, holding.owner, 0))
+            out.append((holding.owner, Fetch(number, generation, start, count, node, 0, True, ahead)))
+        elif action is Action.MOVE or action is Action.UPGRADE:
+            self._write(number, extent, w, before, 0 if has else holding.owner, out)
+        elif action is Action.ZEROS:
+            after = self.holdings.number(Holding(state, node, mine))
+            self._set(number, region, start, stop, before, after)
             out.append((node, Grant(number, generation, start, count, 0, True)))
-        elif op == EVICT:
-            self._evict(number, extent, w, before, out)
-        elif copies >> node & 1 and (op == READ or state == EXCLUSIVE):
+        elif action is Action.GRANT:
+            if state != holding.state:
+                self._set(number, region, start, stop, before, self.holdings.number(Holding(state, node, mine)))
             out.append((node, Grant(number, generation, start, count, 0, False)))
-        elif op == READ:
-            after = self.holdings.number(Holding(SHARED, owner, copies | 1 << node))
-            extent.active.append(_Transaction(node, generation, start, start, stop, op, before, after, owner, 0))
-            out.append((owner, Fetch(number, generation, start, count, node, 0, True, ahead)))
-        elif ahead:
-            out.append((node, Refuse(number, generation, start, count)))
+        elif action is Action.DROP:  # it says Done when it has: only then may a write begin
+            after = self.holdings.number(without(holding, node))
+            self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, 0, 0))
+            out.append((node, Grant(number, generation, start, count, 0, False)))
+        elif action is Action.TELL_LOST:
+            out.append((node, Lost(number, generation, start, count, self._names[holding.owner])))
         else:
-            self._write(number, region, extent, w, before, out)
+            out.append((node, Refuse(number, generation, start, count)))
         if len(self.holdings) > self._sweep_at:
             self._sweep()
 
-    def _write(self, number: int, region: _Region, extent: _Extent, w: _Waiting, before: int, out: Outgoing) -> None:
-        """Invalidate every other copy; where the writer has none, the owner hands its copy over."""
+    def _write(self, number: int, extent: _Extent, w: _Waiting, before: int, supplier: int, out: Outgoing) -> None:
+        """Invalidate every other copy; where the writer has none, the owner (``supplier``) hands its copy over."""
         node, generation, start, stop, op, ahead = w
-        _, owner, copies = self.holdings[before]
-        supplier = 0 if copies >> node & 1 else owner
-        sharers = copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
+        sharers = self.holdings[before].copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
         count, acks = stop - start, sharers.bit_count()
         after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
-        transaction = _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers)
-        if supplier or sharers:
-            extent.active.append(transaction)
-        else:  # the only sharer: nobody else has to do anything
-            self._commit(region, transaction)
+        self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers))
         if supplier:
             out.append((supplier, Fetch(number, generation, start, count, node, acks, False, ahead)))
         else:
@@ -345,18 +350,12 @@ class PageMachine:
         for sharer in nodes_in(sharers):
             out.append((sharer, Invalidate(number, generation, start, count, node)))
 
-    def _evict(self, number: int, extent: _Extent, w: _Waiting, before: int, out: Outgoing) -> None:
-        """A copy may go while another stays. The requester drops it and says Done: only then may a write begin."""
-        holding = self.holdings[before]
-        count = w.stop - w.start
-        if holding.state == SHARED and holding.copies >> w.node & 1 and holding.copies != 1 << w.node:
-            after = self.holdings.number(without(holding, w.node))
-            extent.active.append(
-                _Transaction(w.node, w.generation, w.start, w.start, w.stop, w.op, before, after, 0, 0)
-            )
-            out.append((w.node, Grant(number, w.generation, w.start, count, 0, False)))
-        else:
-            out.append((w.node, Refuse(number, w.generation, w.start, count)))
+    def _open(self, extent: _Extent, t: _Transaction) -> None:
+        """A transaction begins. Two on one page would be the end of coherence."""
+        for other in extent.active:
+            if other.start < t.stop and t.start < other.stop:
+                raise Violation(f"{t} would begin beside {other}", 0, t.start)
+        extent.active.append(t)
 
     def _sweep(self) -> None:
         live = {t.before for t in self._active()} | {t.after for t in self._active()}
@@ -367,6 +366,17 @@ class PageMachine:
 
     def _active(self) -> list[_Transaction]:
         return [t for region in self._regions.values() for extent in region.extents.values() for t in extent.active]
+
+    def story_of(self, region: int, page: int) -> dict[str, Any]:
+        """How a page is held, what is under way on it, and its last transitions; for people."""
+        known = self._regions[region]
+        extent = known.extents.get(page // known.per_extent) or _Extent()
+        here = [told(t) for some in (extent.active, extent.queue) for t in some if t.start <= page < t.stop]
+        return {
+            "state": told(self.holdings[known.table.get(page)]),
+            "under way": here,
+            "story": self.story.of(region, page, told),
+        }
 
     # -- questions ---------------------------------------------------------------------------------------
 

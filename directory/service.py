@@ -135,7 +135,7 @@ class Directory:
 
     def _join(self, identity: bytes, m: wire.Join) -> None:
         try:
-            transport.check_address(m.address)
+            transport.check_address(m.address, peer=True)
         except errors.InvalidArgument as error:
             self._answer(identity, wire.failure(0, error))
             return

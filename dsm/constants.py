@@ -51,9 +51,14 @@ STOP_TIMEOUT_S: Final = 5.0
 # --- sizes of messages -------------------------------------------------------------------------
 
 CONTROL_BYTES_MAX: Final = 1 << 20
-"""No control message is larger; a larger one is dropped before it is read."""
+"""No answer of the directory is larger: one that would be is an error instead."""
 LOCAL_BYTES_MAX: Final = 128 << 10
 """One SEQPACKET message between an application and its node: below the default socket buffer."""
+
+# --- the story of pages ------------------------------------------------------------------------
+
+STORY_ENTRIES: Final = 1 << 14
+"""Transitions that a service remembers, of all pages together: about 5 MB when full."""
 
 # --- read-ahead --------------------------------------------------------------------------------
 

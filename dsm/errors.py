@@ -21,6 +21,7 @@
     ├── BarrierMismatch          (ValueError)       joined with another number of parties
     ├── BrokenBarrier            (threading.BrokenBarrierError)
     └── ProtocolError            (RuntimeError)     a message or event that the rules do not allow
+        └── Violation                               of an invariant, inside a service: it stops itself
 """
 
 from __future__ import annotations
@@ -102,6 +103,15 @@ class BrokenBarrier(DsmError, threading.BrokenBarrierError):
 
 class ProtocolError(DsmError, RuntimeError):
     """A message or an event that the rules do not allow; the text tells the story."""
+
+
+class Violation(ProtocolError):
+    """An invariant of the protocol does not hold for ``page`` of the region numbered ``region``: the service stops."""
+
+    def __init__(self, text: str, region: int = 0, page: int = 0) -> None:
+        super().__init__(text)
+        self.region = region
+        self.page = page
 
 
 def _tree(base: type[DsmError]) -> dict[str, type[DsmError]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any, Final
@@ -18,8 +19,8 @@ import zmq
 from zmq.backend import zmq_poll
 
 from dsm import wire
-from dsm.constants import CONTROL_BYTES_MAX, FRAME_BYTES
-from dsm.errors import DirectoryUnreachable, InvalidArgument
+from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES
+from dsm.errors import DirectoryUnreachable, InvalidArgument, from_wire
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -29,7 +30,8 @@ WRITABLE: Final = int(zmq.POLLOUT)
 _BULK_FRAMES_MAX: Final = 2
 """Frames of page data that wait in a bulk connection's queue, in its send buffer, and unread in an inbox: the least
 that keeps it busy."""
-_MESSAGE_BYTES_MAX: Final = max(CONTROL_BYTES_MAX, 32 * FRAME_BYTES)
+_MESSAGE_BYTES_MAX: Final = max(CONTROL_BYTES_MAX, EXTENT_BYTES)
+"""ZeroMQ drops the connection of whoever sends more: no message is larger than a page, and no page than an extent."""
 
 
 def context() -> Context:
@@ -48,10 +50,14 @@ def _socket(ctx: Context, kind: int) -> Socket:
     return sock
 
 
-def check_address(address: str) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``, or PORT is ``*``."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    if not address.startswith("tcp://") or not host or not (port == "*" or (port.isdecimal() and int(port) < 1 << 16)):
+_ADDRESS: Final = re.compile(r"tcp://(?P<host>[\w.-]+|\*|\[[0-9a-fA-F:.]+(%\w+)?\]):(?P<port>\d{1,5}|\*)", re.ASCII)
+
+
+def check_address(address: str, *, peer: bool = False) -> None:
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``. Where it is not that of a ``peer``, but to
+    be listened on, both may be ``*`` for any."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
         raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
 
 
@@ -69,7 +75,7 @@ def _bind(sock: Socket, address: str) -> str:
 
 
 def _connect(sock: Socket, address: str) -> None:
-    check_address(address)
+    check_address(address, peer=True)
     try:
         sock.connect(address)
     except zmq.ZMQError as error:
@@ -168,6 +174,8 @@ def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:
         if not sock.poll(int(timeout_s * 1000)):
             raise DirectoryUnreachable(unreachable(address, timeout_s))
         answer = wire.decode(sock.recv())
+    if isinstance(answer, wire.Failure):
+        raise from_wire(answer.error, answer.text)
     if not isinstance(answer, wire.Answer):
         raise DirectoryUnreachable(f"the directory at {address} answered with {type(answer).__name__}")
     return answer.value

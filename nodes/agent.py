@@ -20,7 +20,7 @@ from typing import Any, Final
 from dsm import constants, errors, local, memory, transport, wire
 from dsm.geometry import pages_per_frame
 from dsm.uffd import FLAG_WP, FLAG_WRITE
-from nodes import machine
+from nodes import effects, machine
 from nodes.applications import Applications
 from nodes.bulk import Bulk
 from nodes.links import Links
@@ -65,6 +65,7 @@ class Agent:
         self.machine = machine.NodeMachine(self.links.node)
         self.regions: dict[int, RegionMemory] = {}
         self.rejected = 0
+        self._launched = end_applications and not exit_when_idle
         self._end_applications = end_applications
         self._exit_when_idle = exit_when_idle
         self._running = True
@@ -87,16 +88,16 @@ class Agent:
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
         self._effects: dict[type[Any], Callable[[Any], None]] = {
-            machine.Install: self._install,
-            machine.Resume: self._resume,
-            machine.Unprotect: self._unprotect,
-            machine.Supply: self._supply,
-            machine.Expedite: self._expedite,
-            machine.Drop: self._drop,
-            machine.Send: self._send,
-            machine.Hold: self._hold,
-            machine.Finished: self._finished,
-            machine.Poison: self._poison,
+            effects.Install: self._install,
+            effects.Resume: self._resume,
+            effects.Unprotect: self._unprotect,
+            effects.Supply: self._supply,
+            effects.Expedite: self._expedite,
+            effects.Drop: self._drop,
+            effects.Send: self._send,
+            effects.Hold: self._hold,
+            effects.Finished: self._finished,
+            effects.Poison: self._poison,
         }
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
@@ -120,7 +121,7 @@ class Agent:
     def remove_socket(self) -> None:
         """Remove the Unix socket, and with a launcher's last node the directory that was made for it."""
         self.path.unlink(missing_ok=True)
-        if self._end_applications and not self._exit_when_idle:
+        if self._launched:
             with contextlib.suppress(OSError):  # another node's socket is still in it
                 self.path.parent.rmdir()
 
@@ -219,8 +220,11 @@ class Agent:
             self._messages[kind](message)
         elif kind in self.applications.answers:
             self.applications.answered(message)
-        else:
+        elif kind in self.machine.messages:
             self.run(self.machine.step(message))
+        else:
+            self.rejected += 1
+            log.error("the directory sent what it should not: %s", kind.__name__)
 
     def _member_left(self, m: wire.MemberLeft) -> None:
         """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
@@ -290,12 +294,12 @@ class Agent:
             if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it
                 continue
             write = flags & (FLAG_WRITE | FLAG_WP) != 0
-            effects = self.machine.fault(region.number, page, write, mapping)
-            local_only = bool(effects) and type(effects[0]) is machine.Resume
+            decided = self.machine.fault(region.number, page, write, mapping)
+            local_only = bool(decided) and type(decided[0]) is effects.Resume
             if page not in mapping.since:
                 kind = "local" if local_only else "upgrade" if flags & FLAG_WP else "write" if write else "read"
                 mapping.since[page] = (now, kind)
-            self.run(effects)
+            self.run(decided)
             if not local_only:
                 self._ahead(mapping, page, write)
 
@@ -316,25 +320,25 @@ class Agent:
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
         window = (mapping.writes if write else mapping.reads).fault(page)
         if window is not None:
-            effects = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
+            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
             mapping.region.stats.pages_ahead += window[1] - window[0]
-            self.run(effects)
+            self.run(decided)
 
     # -- effects -----------------------------------------------------------------------------------------
 
-    def run(self, effects: list[machine.Effect]) -> None:
+    def run(self, decided: list[effects.Effect]) -> None:
         """Carry out what the machine decided, in order."""
-        for effect in effects:
+        for effect in decided:
             self._effects[type(effect)](effect)
         self._served = None
 
-    def _install(self, e: machine.Install) -> None:
+    def _install(self, e: effects.Install) -> None:
         region = self.regions[e.region]
         woken = region.install(e.start, e.count, e.payload, e.write, e.target)
         if woken and e.count == 1:
             self._served = e.target
 
-    def _resume(self, e: machine.Resume) -> None:
+    def _resume(self, e: effects.Resume) -> None:
         region = self.regions[e.region]
         for mapping in e.waiters:
             if mapping is not self._served:
@@ -343,24 +347,24 @@ class Agent:
             if since is not None:
                 region.stats.faults[since[1]].add(_NOW_NS() - since[0])
 
-    def _unprotect(self, e: machine.Unprotect) -> None:
+    def _unprotect(self, e: effects.Unprotect) -> None:
         self.regions[e.region].unprotect(e.waiter, e.start, e.count)
 
-    def _drop(self, e: machine.Drop) -> None:
+    def _drop(self, e: effects.Drop) -> None:
         region = self.regions[e.region]
         region.drop(e.start, e.count)
         region.stats.invalidations += e.count
 
-    def _send(self, e: machine.Send) -> None:
+    def _send(self, e: effects.Send) -> None:
         self.links.send(e.to, e.message)
 
-    def _hold(self, e: machine.Hold) -> None:
+    def _hold(self, e: effects.Hold) -> None:
         self._holds.append((_NOW_NS() + constants.HOLD_US * 1000, e.region, e.page))
 
-    def _finished(self, e: machine.Finished) -> None:
+    def _finished(self, e: effects.Finished) -> None:
         self.applications.prefetched(e.waiter)
 
-    def _poison(self, e: machine.Poison) -> None:
+    def _poison(self, e: effects.Poison) -> None:
         region = self.regions[e.region]
         for mapping in e.waiters:
             mapping.since.pop(e.page, None)
@@ -371,7 +375,7 @@ class Agent:
             )
             region.poison(mapping, e.page)
 
-    def _supply(self, e: machine.Supply) -> None:
+    def _supply(self, e: effects.Supply) -> None:
         fetch = e.fetch
         region = self.regions[fetch.region]
         if e.protect:
@@ -381,7 +385,7 @@ class Agent:
         else:
             self._send_pages(region, fetch, fetch.start, fetch.count, False)
 
-    def _expedite(self, e: machine.Expedite) -> None:
+    def _expedite(self, e: effects.Expedite) -> None:
         frame = self._bulk.expedite(e.hurry)
         if frame is not None:
             self._send_pages(self.regions[frame.fetch.region], *frame, False)

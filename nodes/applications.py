@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from nodes.agent import Agent
 
 
-_WAITS = frozenset((wire.Acquire, wire.Arrive))
-"""What may wait for other applications as long as it takes."""
-
 _OPTIONS_BYTES_MAX = 16 << 10
 """Of a region: they travel in every answer about it."""
 
@@ -249,12 +246,13 @@ class Applications:
         """Let go who has left without a word; tell those who wait for a silent directory."""
         for connection in list(self._silent):
             self._let_go(connection)
-        for ticket, (connection, _, asked_s) in list(self._tickets.items()):
+        for ticket, (connection, then, asked_s) in list(self._tickets.items()):
             if now - asked_s > DIRECTORY_TIMEOUT_S:
-                del self._tickets[ticket]
-                connection.ticket = 0
                 text = transport.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
                 self._reply(connection, wire.Failure(0, "DirectoryUnreachable", text))
+                # What it is granted all the same is given back, as for a connection that has gone.
+                self._tickets[ticket] = (connection, then, math.inf)
+                self._closed(connection)
 
     def _detach(self, connection: _Connection) -> None:
         region, connection.region = connection.region, None
@@ -273,7 +271,9 @@ class Applications:
         """Send a message to the directory under a new ticket; ``then`` gets the answer."""
         self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
         connection.ticket = ticket
-        self._tickets[ticket] = (connection, then, math.inf if type(message) in _WAITS else time.monotonic())
+        # It may wait for other applications as long as it takes.
+        waits = type(message) is wire.Arrive or (type(message) is wire.Acquire and message.wait)
+        self._tickets[ticket] = (connection, then, math.inf if waits else time.monotonic())
         self._to_directory(message._replace(ticket=ticket))
         return ticket
 
@@ -453,8 +453,10 @@ class Applications:
         self._reply(connection, answer._replace(ticket=0))
 
     def _cancel(self, connection: _Connection, _: wire.Cancel, __: list[int]) -> None:
-        if connection.ticket:  # else the answer has overtaken it, and stands
-            self._to_directory(wire.Cancel(connection.ticket))
+        ticket = connection.ticket
+        if ticket:  # else the answer has overtaken it, and stands
+            self._to_directory(wire.Cancel(ticket))
+            self._tickets[ticket] = (*self._tickets[ticket][:2], time.monotonic())
 
 
 def _spare() -> int:

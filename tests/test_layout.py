@@ -17,15 +17,20 @@ PURE = [
     "directory/holdings.py",
     "directory/machine.py",
     "directory/registry.py",
+    "directory/rules.py",
     "directory/sync.py",
     "dsm/constants.py",
     "dsm/errors.py",
     "dsm/geometry.py",
     "dsm/pagetable.py",
+    "dsm/story.py",
     "dsm/wire.py",
     "nodes/bulk.py",
+    "nodes/effects.py",
     "nodes/machine.py",
+    "nodes/pages.py",
     "nodes/readahead.py",
+    "nodes/requests.py",
 ]
 """A function of (state, event): the same in production, in a model checker and in a simulator."""
 

@@ -22,9 +22,10 @@ from typing import Any, Final, NamedTuple
 from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
 from dsm.wire import DIRECTORY, Data, Fetch, MemberLeft, Message
-from nodes import machine
+from nodes import effects
 from nodes.bulk import Bulk
 from nodes.machine import NodeMachine
+from nodes.pages import ABSENT, EXCLUSIVE, HELD, LOST, PENDING, SHARED
 
 REGION: Final = 1
 
@@ -95,21 +96,21 @@ class Node:
         self.holds: deque[int] = deque()
         self.bulk = Bulk()
         self._effects: dict[type[Any], Callable[[Any], None]] = {
-            machine.Install: self._install,
-            machine.Resume: self._resume,
-            machine.Unprotect: self._unprotect,
-            machine.Supply: self._supply,
-            machine.Expedite: self._expedite,
-            machine.Drop: lambda e: self._punch(e.start, e.count),
-            machine.Send: lambda e: cluster.send(number, e.to, e.message),
-            machine.Hold: lambda e: self.holds.append(e.page),
-            machine.Finished: self._finished,
-            machine.Poison: self._poison,
+            effects.Install: self._install,
+            effects.Resume: self._resume,
+            effects.Unprotect: self._unprotect,
+            effects.Supply: self._supply,
+            effects.Expedite: self._expedite,
+            effects.Drop: lambda e: self._punch(e.start, e.count),
+            effects.Send: lambda e: cluster.send(number, e.to, e.message),
+            effects.Hold: lambda e: self.holds.append(e.page),
+            effects.Finished: self._finished,
+            effects.Poison: self._poison,
         }
 
     def state(self, page: int) -> int:
         """What the machine thinks of a page, without its open requests."""
-        return self.machine._regions[REGION].table.get(page) & (machine._HELD | machine.LOST)
+        return self.machine._regions[REGION].table.get(page) & (HELD | LOST)
 
     def threads(self) -> list[Thread]:
         """Of all applications."""
@@ -172,12 +173,12 @@ class Node:
         assert frame is not None
         self._send_pages(*frame, True)
 
-    def run(self, effects: list[machine.Effect]) -> None:
-        for effect in effects:
+    def run(self, decided: list[effects.Effect]) -> None:
+        for effect in decided:
             self.cluster.effect(self, effect)
             self._effects[type(effect)](effect)
 
-    def _install(self, e: machine.Install) -> None:
+    def _install(self, e: effects.Install) -> None:
         here = any(page in self.memory for page in range(e.start, e.start + e.count))
         for offset in range(e.count):
             page = e.start + offset
@@ -187,17 +188,17 @@ class Node:
         if e.target in self.applications and not here:
             e.target.wake(range(e.start, e.start + e.count))
 
-    def _resume(self, e: machine.Resume) -> None:
+    def _resume(self, e: effects.Resume) -> None:
         for application in e.waiters:
             if e.write:
                 application.unprotected.add(e.page)
             application.wake(range(e.page, e.page + 1))
 
-    def _unprotect(self, e: machine.Unprotect) -> None:
+    def _unprotect(self, e: effects.Unprotect) -> None:
         e.waiter.unprotected.update(range(e.start, e.start + e.count))
         e.waiter.wake(range(e.start, e.start + e.count))
 
-    def _supply(self, e: machine.Supply) -> None:
+    def _supply(self, e: effects.Supply) -> None:
         fetch = e.fetch
         if e.protect:
             for application in self.applications:
@@ -207,7 +208,7 @@ class Node:
         else:
             self._send_pages(fetch, fetch.start, fetch.count, False)
 
-    def _expedite(self, e: machine.Expedite) -> None:
+    def _expedite(self, e: effects.Expedite) -> None:
         frame = self.bulk.expedite(e.hurry)
         if frame is not None:
             self._send_pages(*frame, False)
@@ -223,11 +224,11 @@ class Node:
         for page in range(start, start + count):
             self.memory.pop(page, None)
 
-    def _finished(self, e: machine.Finished) -> None:
+    def _finished(self, e: effects.Finished) -> None:
         e.waiter.prefetches -= 1
         assert e.waiter.prefetches >= 0, f"{e.waiter}: a prefetch has finished twice"
 
-    def _poison(self, e: machine.Poison) -> None:
+    def _poison(self, e: effects.Poison) -> None:
         assert e.page not in self.memory, f"n{self.number}: p{e.page} is here and cannot be poisoned"
         for application in e.waiters:
             application.unprotected.discard(e.page)
@@ -264,7 +265,7 @@ class Cluster:
     def note(self, text: str) -> None:
         """Something happened that is no effect of a machine."""
 
-    def effect(self, node: Node, effect: machine.Effect) -> None:
+    def effect(self, node: Node, effect: effects.Effect) -> None:
         """A node is about to carry out an effect."""
 
     # -- memory ------------------------------------------------------------------------------------------------
@@ -328,8 +329,8 @@ class Cluster:
         """What must hold after every step, whatever is on its way."""
         for page in range(self.pages):
             states = {node.number: node.state(page) for node in self.nodes.values()}
-            held = [number for number, state in states.items() if state & machine._HELD]
-            if any(state & machine.EXCLUSIVE for state in states.values()):
+            held = [number for number, state in states.items() if state & HELD]
+            if any(state & EXCLUSIVE for state in states.values()):
                 assert len(held) == 1, f"p{page} is exclusive on one node and held on others: {states}"
         for node in self.nodes.values():
             self._check_node(node)
@@ -339,14 +340,14 @@ class Cluster:
         for page in range(self.pages):
             state = node.state(page)
             where = f"p{page} on n{node.number}"
-            assert state in (machine.ABSENT, machine.SHARED, machine.EXCLUSIVE, machine.LOST), f"{where}: state {state}"
-            if state & machine._HELD:
+            assert state in (ABSENT, SHARED, EXCLUSIVE, LOST), f"{where}: state {state}"
+            if state & HELD:
                 assert page in node.memory, f"{where} is a hole, but held"
                 self.check_value(node, page)
             else:
                 assert page not in node.memory or page in leaving, f"{where} can be read, but is not held"
             for application in node.applications:
-                unseen = page in application.unprotected and state != machine.EXCLUSIVE
+                unseen = page in application.unprotected and state != EXCLUSIVE
                 assert not unseen, f"{where} is not exclusive, but {application} may store to it"
 
     def check_quiet(self) -> None:
@@ -355,7 +356,7 @@ class Cluster:
             region = node.machine._regions[REGION]
             stuck = [thread for application in node.applications for thread in application.threads if thread.access]
             assert not stuck, f"{stuck} wait for ever"
-            asked = [(a, b, state) for a, b, state in region.table.touched_runs() if state & machine._PENDING]
+            asked = [(a, b, state) for a, b, state in region.table.touched_runs() if state & PENDING]
             assert not asked and not region.asks, f"n{node.number} has requests open: {asked} {list(region.asks)}"
             assert not region.waiters and not region.held and not region.deferred and not region.prefetches
             assert node.machine.deferred == 0
@@ -371,8 +372,8 @@ class Cluster:
             holding = self.directory.holdings[region.table.get(page)]
             counts[holding.state] += 1
             said = {number for number in self.nodes if holding.copies >> number & 1}
-            held = {node.number for node in self.nodes.values() if node.state(page) & machine._HELD}
-            exclusive = {node.number for node in self.nodes.values() if node.state(page) & machine.EXCLUSIVE}
+            held = {node.number for node in self.nodes.values() if node.state(page) & HELD}
+            exclusive = {node.number for node in self.nodes.values() if node.state(page) & EXCLUSIVE}
             assert said == held, f"p{page}: the directory thinks that {said} have it, but {held} do"
             assert exclusive == (held if holding.state == 2 else set()), f"p{page}: {holding}, exclusive on {exclusive}"
             assert not holding.copies or holding.copies >> holding.owner & 1, (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dsm.errors import ProtocolError
+from dsm.errors import ProtocolError, Violation
 from dsm.wire import READ, WRITE, Ack, Data, Done, Fetch, GaveUp, Grant, Hurry, Invalidate, Message, Orphan, Request
 from nodes.bulk import Bulk, Frame
-from nodes.machine import Expedite, Finished, Hold, Install, NodeMachine, Resume, Send, Supply, Unprotect
+from nodes.effects import Expedite, Finished, Hold, Install, Resume, Send, Supply, Unprotect
+from nodes.machine import NodeMachine
 from nodes.readahead import ReadAhead
 from nodes.statistics import Histogram
 
@@ -175,7 +176,7 @@ def test_what_is_not_here_cannot_be_given_away(node: NodeMachine, message: Messa
 
 
 def test_what_is_not_here_cannot_be_granted_without_data(node: NodeMachine) -> None:
-    with pytest.raises(ProtocolError, match="not here"):
+    with pytest.raises(Violation, match="granted without data"):
         node.step(Grant(1, ask(node, 5, True).generation, 5, 1, 0, False))
 
 

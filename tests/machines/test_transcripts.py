@@ -27,7 +27,7 @@ import pytest
 from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
 from dsm.wire import DIRECTORY, EVICT, READ, WRITE, Data, Fetch, MemberLeft, Message
-from nodes import machine
+from nodes import effects
 from nodes.machine import NodeMachine
 
 FOLDER: Final = Path(__file__).parent / "transcripts"
@@ -140,13 +140,13 @@ class Conversation:
         for to, message in outgoing:
             self._send(DIRECTORY, to, message)
 
-    def _run(self, number: int, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, machine.Send):
+    def _run(self, number: int, decided: list[Any]) -> None:
+        for effect in decided:
+            if isinstance(effect, effects.Send):
                 self._send(number, effect.to, effect.message)
-            elif isinstance(effect, machine.Supply):
+            elif isinstance(effect, effects.Supply):
                 self._supply(number, effect.fetch, effect.protect)
-            elif isinstance(effect, machine.Expedite):
+            elif isinstance(effect, effects.Expedite):
                 self.out.append(
                     f"    {side(number)}: p{effect.hurry.page} goes first, for {side(effect.hurry.requester)}"
                 )
@@ -161,20 +161,20 @@ class Conversation:
 
     def _effect(self, effect: Any) -> str:
         match effect:
-            case machine.Install(_, start, count, payload, write, target):
+            case effects.Install(_, start, count, payload, write, target):
                 how = "writable" if write else "read-only"
                 return f"install {pages(start, count)} {payload or 'zeros'}, {how}, into {target}"
-            case machine.Resume(_, page, write, waiters):
+            case effects.Resume(_, page, write, waiters):
                 return f"{'unprotect' if write else 'wake'} p{page} for {', '.join(waiters)}"
-            case machine.Unprotect(_, start, count, waiter):
+            case effects.Unprotect(_, start, count, waiter):
                 return f"unprotect {pages(start, count)} for {waiter}"
-            case machine.Drop(_, start, count):
+            case effects.Drop(_, start, count):
                 return f"drop {pages(start, count)}"
-            case machine.Hold(_, page):
+            case effects.Hold(_, page):
                 return f"hold p{page}"
-            case machine.Finished(waiter):
+            case effects.Finished(waiter):
                 return f"prefetch of {waiter} is over"
-            case machine.Poison(_, page, node, waiters):
+            case effects.Poison(_, page, node, waiters):
                 return f"poison p{page}, lost with {node}, for {', '.join(waiters)}"
         raise AssertionError(effect)
 

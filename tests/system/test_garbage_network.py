@@ -69,9 +69,14 @@ def test_questions_that_make_no_sense(cluster: Cluster, probe: Probe) -> None:
         probe()
 
 
+ADDRESSES = [
+    "nonsense", "tcp://", "inproc://x", "tcp://a b:1", "tcp://x/y:5", "tcp://1.2.3.4:*", "tcp://*:5", "tcp://127.0.0.1:1",
+]  # fmt: skip
+
+
 def test_a_member_with_an_address_that_is_none(cluster: Cluster, probe: Probe) -> None:
     """It asks for a page of the others, who have to send it there."""
-    for number, address in enumerate(["nonsense", "tcp://", "inproc://x", "tcp://127.0.0.1:1"]):
+    for number, address in enumerate(ADDRESSES):
         with transport.context() as context, transport.dealer(context, cluster.directory.address) as sock:
             sock.send(wire.encode(wire.Join(f"evil{number}", address)))
             assert sock.poll(int(LIMIT_S * 1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import threading
@@ -9,7 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from application import hear, say
+from application import hear, raised, say
 from cluster import Cluster
 
 import dsm
@@ -249,3 +250,30 @@ def test_ctrl_c_ends_the_wait(cluster: Cluster, what: str) -> None:
     holder.result()
     child.tell()
     assert child.result() == [True, what == "barrier"]
+
+
+def acquire_without_waiting() -> list[Any]:
+    say()
+    hear()
+    return raised(lambda: dsm.Lock("silence").acquire(blocking=False))
+
+
+def acquire_and_release() -> bool:
+    lock = dsm.Lock("silence")
+    taken = lock.acquire(timeout=20)
+    lock.release()
+    return taken
+
+
+def test_a_lock_of_a_directory_that_is_silent_is_an_error_and_is_not_kept(cluster: Cluster) -> None:
+    impatient = cluster.start(acquire_without_waiting)
+    impatient.hear()
+    pid = cluster.directory.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        impatient.tell()
+        classes, text = impatient.result()
+        assert classes[0] == "DirectoryUnreachable" and cluster.directory.address in text
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert cluster.run(acquire_and_release, node=1)  # what was granted too late was given back

@@ -1,0 +1,73 @@
+"""What happened to pages lately, and why: for people, when something is wrong. No machine ever decides by it: pure.
+
+A service keeps the last transitions of all its pages together, as they came; nothing is formatted until somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from dsm.constants import STORY_ENTRIES
+from dsm.wire import EVICT, READ, WRITE, Data, Message
+
+OPERATIONS: Final = {READ: "read", WRITE: "write", EVICT: "evict"}
+
+Entry = tuple[float, int, int, int, str, Any, Any, Any]
+"""When, region, pages ``[start, stop)``, what happened, state before, state after, and the event that was the cause."""
+
+
+class Story:
+    """The last transitions. ``now`` tells the time in seconds; whoever makes the story passes it in."""
+
+    __slots__ = ("entries", "now")
+
+    def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
+        self.now = now
+        self.entries: deque[Entry] = deque(maxlen=STORY_ENTRIES)
+
+    def tell(self, region: int, start: int, stop: int, what: str, before: Any, after: Any, cause: Any) -> None:
+        """Something has happened to pages ``[start, stop)``."""
+        self.entries.append((self.now(), region, start, stop, what, before, after, cause))
+
+    def of(self, region: int, page: int, name: Callable[[Any], str]) -> list[dict[str, Any]]:
+        """What is known of a page, oldest first; ``name`` puts a state into words."""
+        return [
+            {"time": when, "what": what, "before": name(before), "after": name(after), "cause": told(cause)}
+            for when, of, start, stop, what, before, after, cause in self.entries
+            if of == region and start <= page < stop
+        ]
+
+
+def lines(entries: list[dict[str, Any]]) -> str:
+    """A story as text, a line each."""
+    return "\n".join("{time:.6f}  {what}: {before} -> {after}  ({cause})".format(**entry) for entry in entries)
+
+
+def span(start: int, count: int) -> str:
+    """Pages in short: ``p5`` or ``p5..8``."""
+    return f"p{start}" if count == 1 else f"p{start}..{start + count - 1}"
+
+
+def told(cause: Any) -> str:
+    """An event in few words: of a message what is false or nothing, and the region, are left out."""
+    return str(cause) if not hasattr(cause, "_asdict") else _message(cause)
+
+
+def _message(message: Message) -> str:
+    fields = message._asdict()  # type: ignore[attr-defined]
+    start, count = fields.pop("start", None), fields.pop("count", 1)
+    words = [type(message).__name__] + ([] if start is None else [span(start, count)])
+    fields.pop("region", None)
+    if isinstance(message, Data):
+        first, total = fields.pop("first"), fields.pop("total")
+        words += [] if (first, total) == (start, count) else [f"of {span(first, total)}"]
+    for key, value in fields.items():
+        if key == "op":
+            words.append(OPERATIONS.get(value, str(value)))
+        elif value is True:
+            words.append(key)
+        elif value not in (False, 0):
+            words.append(f"{key}={value}")
+    return " ".join(words)
