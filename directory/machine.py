@@ -123,6 +123,7 @@ class PageMachine:
 
     def __init__(self, story: Story | None = None) -> None:
         self.story = story or Story()
+        self._tell, self._now = self.story.add, self.story.now
         self.holdings = Holdings()
         self.transactions = 0
         self.rejected = 0
@@ -255,19 +256,20 @@ class PageMachine:
     # -- transactions ------------------------------------------------------------------------------------
 
     def _commit(self, number: int, region: _Region, t: _Transaction, cause: Message | str) -> None:
-        self.story.tell(number, t.start, t.stop, "over", self.holdings[t.before], self.holdings[t.after], cause)
+        before, after = self.holdings[t.before], self.holdings[t.after]
+        self._tell((self._now(), number, t.start, t.stop, "over", before, after, cause))
         if t.before != t.after:
             self._set(number, region, t.start, t.stop, t.before, t.after)
 
     def _set(self, number: int, region: _Region, start: int, stop: int, before: int, after: int) -> None:
         """Pages that were held as ``before``, which nobody else may have changed, are now held as ``after``."""
-        table = region.table
-        if table.runs(start, stop) != [(start, stop, before)]:
+        table, single = region.table, stop - start == 1
+        if table.get(start) != before or not (single or table.runs(start, stop) == [(start, stop, before)]):
             found = self.holdings[table.get(start)]
             raise Violation(
                 f"pages {start} to {stop} are no longer {self.holdings[before]}, but {found}", number, start
             )
-        if stop - start == 1:
+        if single:
             table.set(start, after)
         else:
             table.set_run(start, stop, after)
@@ -310,7 +312,7 @@ class PageMachine:
         if ahead and op == WRITE and action is not Action.ZEROS and action is not Action.TELL_LOST:
             action = Action.REFUSE
         self.transactions += 1
-        self.story.tell(number, start, stop, action.value, holding, STATE_NAMES[state], w)
+        self._tell((self._now(), number, start, stop, action.value, holding, STATE_NAMES[state], w))
         if action is Action.COPY:
             after = self.holdings.number(Holding(SHARED, holding.owner, holding.copies | mine))
             self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, holding.owner, 0))

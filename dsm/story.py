@@ -19,23 +19,23 @@ Entry = tuple[float, int, int, int, str, Any, Any, Any]
 
 
 class Story:
-    """The last transitions. ``now`` tells the time in seconds; whoever makes the story passes it in."""
+    """The last transitions. ``now`` tells the time in seconds; whoever makes the story passes it in.
 
-    __slots__ = ("entries", "now")
+    ``add`` takes an entry; it is the deque's own method because every step of a machine comes by.
+    """
 
-    def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
+    __slots__ = ("_entries", "add", "now")
+
+    def __init__(self, now: Callable[[], float] = float) -> None:
         self.now = now
-        self.entries: deque[Entry] = deque(maxlen=STORY_ENTRIES)
-
-    def tell(self, region: int, start: int, stop: int, what: str, before: Any, after: Any, cause: Any) -> None:
-        """Something has happened to pages ``[start, stop)``."""
-        self.entries.append((self.now(), region, start, stop, what, before, after, cause))
+        self._entries: deque[Entry] = deque(maxlen=STORY_ENTRIES)
+        self.add = self._entries.append
 
     def of(self, region: int, page: int, name: Callable[[Any], str]) -> list[dict[str, Any]]:
         """What is known of a page, oldest first; ``name`` puts a state into words."""
         return [
             {"time": when, "what": what, "before": name(before), "after": name(after), "cause": told(cause)}
-            for when, of, start, stop, what, before, after, cause in self.entries
+            for when, of, start, stop, what, before, after, cause in self._entries
             if of == region and start <= page < stop
         ]
 

@@ -54,8 +54,8 @@ _ADDRESS: Final = re.compile(r"tcp://(?P<host>[\w.-]+|\*|\[[0-9a-fA-F:.]+(%\w+)?
 
 
 def check_address(address: str, *, peer: bool = False) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``. Where it is not that of a ``peer``, but to
-    be listened on, both may be ``*`` for any."""
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``; both may be ``*`` for any where it is
+    not that of a ``peer``, but to be listened on."""
     match = _ADDRESS.fullmatch(address)
     if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
         raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")

@@ -86,6 +86,7 @@ class NodeMachine:
     def __init__(self, me: int, story: Story | None = None) -> None:
         self.me = me
         self.story = story or Story()
+        self._tell, self._now = self.story.add, self.story.now
         self.deferred = 0  # messages that wait for a hold to expire
         self.late = 0  # answers to requests that are over, and messages about regions that are gone
         self._cause: Any = "start"  # the event that is being handled, for the story
@@ -148,15 +149,16 @@ class NodeMachine:
             state = after(before, -1)
             if state < 0:
                 raise self._violated(region, start, before, rule)
-            table.set(start, state)
-            self.story.tell(region.number, start, stop, rule.name, before, state, self._cause)
+            if state != before:
+                table.set(start, state)
+            self._tell((self._now(), region.number, start, stop, rule.name, before, state, self._cause))
             return
         for a, b, before in table.runs(start, stop):
             state = after(before, -1)
             if state < 0:
                 raise self._violated(region, a, before, rule)
             table.set_run(a, b, state)
-            self.story.tell(region.number, a, b, rule.name, before, state, self._cause)
+            self._tell((self._now(), region.number, a, b, rule.name, before, state, self._cause))
 
     def _violated(self, region: _Region, page: int, state: int, rule: Rule) -> Violation:
         text = f"page {page} of region {region.number} is {pages.name(state)}, and cannot be {rule.name!r}"
@@ -541,7 +543,10 @@ class NodeMachine:
 
     def _supply(self, region: _Region, m: Fetch) -> list[Effect]:
         stop = m.start + m.count
-        writable = any(state & EXCLUSIVE for _, _, state in region.table.runs(m.start, stop))
+        if m.count == 1:
+            writable = bool(region.table.get(m.start) & EXCLUSIVE)
+        else:
+            writable = any(state & EXCLUSIVE for _, _, state in region.table.runs(m.start, stop))
         self._move(region, m.start, stop, pages.SUPPLY if m.keep else pages.HAND_OVER)
         return [Supply(m, writable)]
 
