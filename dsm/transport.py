@@ -18,6 +18,7 @@ import zmq
 from zmq.backend import zmq_poll
 
 from dsm import wire
+from dsm.address import check_address
 from dsm.constants import CONTROL_BYTES_MAX, FRAME_BYTES
 from dsm.errors import DirectoryUnreachable, InvalidArgument
 
@@ -46,13 +47,6 @@ def _socket(ctx: Context, kind: int) -> Socket:
     sock.rcvhwm = 0
     sock.maxmsgsize = _MESSAGE_BYTES_MAX
     return sock
-
-
-def check_address(address: str) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``, or PORT is ``*``."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    if not address.startswith("tcp://") or not host or not (port == "*" or (port.isdecimal() and int(port) < 1 << 16)):
-        raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
 
 
 def _bind(sock: Socket, address: str) -> str:

@@ -14,10 +14,12 @@ TREE = Path(__file__).resolve().parent.parent
 SERVICES = {"directory", "nodes"}
 
 PURE = [
+    "directory/cluster.py",
     "directory/holdings.py",
     "directory/machine.py",
     "directory/registry.py",
     "directory/sync.py",
+    "dsm/address.py",
     "dsm/constants.py",
     "dsm/errors.py",
     "dsm/geometry.py",
