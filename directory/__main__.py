@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from directory.service import Directory
 from dsm import daemon
+from dsm.errors import DsmError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +23,11 @@ def main(listen: str, ready_fd: int | None, with_parent: bool) -> None:
         directory = Directory(listen)
         daemon.on_stop(directory.stop)
         ready(directory.address)
-    directory.serve()
+    try:
+        directory.serve()
+    except DsmError as error:
+        print(f"dsm directory: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 main(prog_name="dsm directory")

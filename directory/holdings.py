@@ -28,6 +28,13 @@ class Holding(NamedTuple):
     owner: int
     copies: int
 
+    def __str__(self) -> str:
+        if self.state == SHARED:
+            return f"shared by {', '.join(f'n{node}' for node in nodes_in(self.copies))}; owner n{self.owner}"
+        return STATE_NAMES[self.state] + {EXCLUSIVE: f" to n{self.owner}", LOST: f" with n{self.owner}"}.get(
+            self.state, ""
+        )
+
 
 def nodes_in(copies: int) -> Iterator[int]:
     """The node ids of a copyset."""

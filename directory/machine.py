@@ -18,7 +18,7 @@ from directory.rules import A_COPY, NOTHING, RULES, THE_ONLY, Action
 from dsm.errors import Violation
 from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
-from dsm.story import Story, told
+from dsm.story import OPERATIONS, Story
 from dsm.wire import (
     EVICT,
     WRITE,
@@ -51,6 +51,9 @@ class _Waiting(NamedTuple):
     op: int
     ahead: bool
 
+    def __str__(self) -> str:
+        return f"request {self.generation} of n{self.node} to {OPERATIONS[self.op]}{', ahead' if self.ahead else ''}"
+
 
 class _Transaction(NamedTuple):
     node: int
@@ -63,6 +66,11 @@ class _Transaction(NamedTuple):
     after: int
     supplier: int  # the node that was told to send its data, or 0
     sharers: int  # the nodes that were told to invalidate, as a bit mask
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.generation} of n{self.node} to {OPERATIONS[self.op]}, of pages {self.start} to {self.stop}"
+        )
 
 
 class _Extent:
@@ -315,7 +323,9 @@ class PageMachine:
         self._tell((self._now(), number, start, stop, action.value, holding, STATE_NAMES[state], w))
         if action is Action.COPY:
             after = self.holdings.number(Holding(SHARED, holding.owner, holding.copies | mine))
-            self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, holding.owner, 0))
+            self._open(
+                number, extent, _Transaction(node, generation, start, start, stop, op, before, after, holding.owner, 0)
+            )
             out.append((holding.owner, Fetch(number, generation, start, count, node, 0, True, ahead)))
         elif action is Action.MOVE or action is Action.UPGRADE:
             self._write(number, extent, w, before, 0 if has else holding.owner, out)
@@ -329,7 +339,7 @@ class PageMachine:
             out.append((node, Grant(number, generation, start, count, 0, False)))
         elif action is Action.DROP:  # it says Done when it has: only then may a write begin
             after = self.holdings.number(without(holding, node))
-            self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, 0, 0))
+            self._open(number, extent, _Transaction(node, generation, start, start, stop, op, before, after, 0, 0))
             out.append((node, Grant(number, generation, start, count, 0, False)))
         elif action is Action.TELL_LOST:
             out.append((node, Lost(number, generation, start, count, self._names[holding.owner])))
@@ -344,7 +354,9 @@ class PageMachine:
         sharers = self.holdings[before].copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
         count, acks = stop - start, sharers.bit_count()
         after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
-        self._open(extent, _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers))
+        self._open(
+            number, extent, _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers)
+        )
         if supplier:
             out.append((supplier, Fetch(number, generation, start, count, node, acks, False, ahead)))
         else:
@@ -352,11 +364,11 @@ class PageMachine:
         for sharer in nodes_in(sharers):
             out.append((sharer, Invalidate(number, generation, start, count, node)))
 
-    def _open(self, extent: _Extent, t: _Transaction) -> None:
+    def _open(self, number: int, extent: _Extent, t: _Transaction) -> None:
         """A transaction begins. Two on one page would be the end of coherence."""
         for other in extent.active:
             if other.start < t.stop and t.start < other.stop:
-                raise Violation(f"{t} would begin beside {other}", 0, t.start)
+                raise Violation(f"{t} would begin beside {other}", number, t.start)
         extent.active.append(t)
 
     def _sweep(self) -> None:
@@ -373,11 +385,11 @@ class PageMachine:
         """How a page is held, what is under way on it, and its last transitions; for people."""
         known = self._regions[region]
         extent = known.extents.get(page // known.per_extent) or _Extent()
-        here = [told(t) for some in (extent.active, extent.queue) for t in some if t.start <= page < t.stop]
+        here = [f"{t}" for t in extent.active if t.start <= page < t.stop]
         return {
-            "state": told(self.holdings[known.table.get(page)]),
-            "under way": here,
-            "story": self.story.of(region, page, told),
+            "state": str(self.holdings[known.table.get(page)]),
+            "under way": here + [f"{w}, in the queue" for w in extent.queue if w.start <= page < w.stop],
+            "story": self.story.of(region, page, str),
         }
 
     # -- questions ---------------------------------------------------------------------------------------

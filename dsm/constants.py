@@ -60,6 +60,9 @@ LOCAL_BYTES_MAX: Final = 128 << 10
 STORY_ENTRIES: Final = 1 << 14
 """Transitions that a service remembers, of all pages together: about 5 MB when full."""
 
+STORY_TOLD_MAX: Final = 150
+"""Transitions of one page that are told: those of a node and of the directory fit one local message."""
+
 # --- read-ahead --------------------------------------------------------------------------------
 
 WINDOW_PAGES_MIN: Final = 4

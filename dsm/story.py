@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from dsm.constants import STORY_ENTRIES
-from dsm.wire import EVICT, READ, WRITE, Data, Message
+from dsm.constants import STORY_ENTRIES, STORY_TOLD_MAX
+from dsm.wire import EVICT, MESSAGES, READ, WRITE, Data, Message
 
 OPERATIONS: Final = {READ: "read", WRITE: "write", EVICT: "evict"}
 
@@ -37,12 +37,15 @@ class Story:
             {"time": when, "what": what, "before": name(before), "after": name(after), "cause": told(cause)}
             for when, of, start, stop, what, before, after, cause in self._entries
             if of == region and start <= page < stop
-        ]
+        ][-STORY_TOLD_MAX:]
 
 
-def lines(entries: list[dict[str, Any]]) -> str:
-    """A story as text, a line each."""
-    return "\n".join("{time:.6f}  {what}: {before} -> {after}  ({cause})".format(**entry) for entry in entries)
+def text(of: dict[str, Any]) -> str:
+    """What a machine's ``story_of`` says of a page, as text for a log."""
+    happened = "".join(
+        "\n  {time:.6f}  {what}: {before} -> {after}  ({cause})".format(**entry) for entry in of["story"]
+    )
+    return f"{of['state']}; under way: {', '.join(of['under way']) or 'nothing'}{happened}"
 
 
 def span(start: int, count: int) -> str:
@@ -52,7 +55,7 @@ def span(start: int, count: int) -> str:
 
 def told(cause: Any) -> str:
     """An event in few words: of a message what is false or nothing, and the region, are left out."""
-    return str(cause) if not hasattr(cause, "_asdict") else _message(cause)
+    return _message(cause) if type(cause) in MESSAGES else str(cause)
 
 
 def _message(message: Message) -> str:

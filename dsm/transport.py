@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import socket
 from collections.abc import Iterator
 from typing import Any, Final
@@ -19,6 +18,7 @@ import zmq
 from zmq.backend import zmq_poll
 
 from dsm import wire
+from dsm.address import check_address
 from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES
 from dsm.errors import DirectoryUnreachable, InvalidArgument, from_wire
 
@@ -48,17 +48,6 @@ def _socket(ctx: Context, kind: int) -> Socket:
     sock.rcvhwm = 0
     sock.maxmsgsize = _MESSAGE_BYTES_MAX
     return sock
-
-
-_ADDRESS: Final = re.compile(r"tcp://(?P<host>[\w.-]+|\*|\[[0-9a-fA-F:.]+(%\w+)?\]):(?P<port>\d{1,5}|\*)", re.ASCII)
-
-
-def check_address(address: str, *, peer: bool = False) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``; both may be ``*`` for any where it is
-    not that of a ``peer``, but to be listened on."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
-        raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
 
 
 def _bind(sock: Socket, address: str) -> str:

@@ -1,7 +1,4 @@
-"""The node agent: one thread, one loop over ZeroMQ, userfaultfds and the Unix socket, around the pure machine.
-
-Order matters in one place only: effects of the machine are carried out in the order in which it returned them.
-"""
+"""The node agent: one thread, one loop over ZeroMQ, userfaultfds and the Unix socket, around the pager."""
 
 from __future__ import annotations
 
@@ -12,26 +9,21 @@ import os
 import select
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from dsm import constants, errors, local, memory, transport, wire
-from dsm.geometry import pages_per_frame
-from dsm.uffd import FLAG_WP, FLAG_WRITE
-from nodes import effects, machine
+from dsm.story import Story, text
 from nodes.applications import Applications
-from nodes.bulk import Bulk
 from nodes.links import Links
-from nodes.memory import Mapping, RegionMemory
+from nodes.memory import Mapping
+from nodes.pager import Pager
 
 log = logging.getLogger("dsm.node")
 
 _UNUSED_S: Final = 30.0
 """How long an agent that leaves with its last application waits for its first."""
-
-_NOW_NS: Final = time.perf_counter_ns
 
 
 class Agent:
@@ -62,8 +54,15 @@ class Agent:
             listener.close()
             path.unlink(missing_ok=True)
             raise
-        self.machine = machine.NodeMachine(self.links.node)
-        self.regions: dict[int, RegionMemory] = {}
+        self.pager = Pager(
+            self.links.node,
+            self.links,
+            time.perf_counter_ns,
+            finished=lambda mapping: self.applications.prefetched(mapping),
+            blame=self.blame,
+            tell=_tell,
+            story=Story(time.time),
+        )
         self.rejected = 0
         self._launched = end_applications and not exit_when_idle
         self._end_applications = end_applications
@@ -81,29 +80,13 @@ class Agent:
         ]
         self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
         self._timer = memory.Timer()
-        self._holds: deque[tuple[int, int, int]] = deque()  # when over (ns), region, page
-        self._bulk = Bulk()
-        self._bulk_waits = False  # for a peer to take more
-        self._served: Mapping | None = None  # whose threads the last Install has woken
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
-        self._effects: dict[type[Any], Callable[[Any], None]] = {
-            effects.Install: self._install,
-            effects.Resume: self._resume,
-            effects.Unprotect: self._unprotect,
-            effects.Supply: self._supply,
-            effects.Expedite: self._expedite,
-            effects.Drop: self._drop,
-            effects.Send: self._send,
-            effects.Hold: self._hold,
-            effects.Finished: self._finished,
-            effects.Poison: self._poison,
-        }
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
-            wire.MemberLeft: self._member_left,
+            wire.MemberLeft: self.pager.member_left,
             wire.Fenced: self._fence,
-            wire.Destroy: self._destroy,
+            wire.Destroy: lambda m: self.pager.destroy(m.region),
         }
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -141,6 +124,10 @@ class Agent:
             try:
                 while self._running:
                     self._turn()
+            except errors.Violation as violation:
+                self._end_applications = True  # what they would read from now on is worth nothing
+                self._report(violation)
+                raise
             finally:
                 self._leave()
         if self._fenced:
@@ -148,6 +135,12 @@ class Agent:
                 "the directory no longer counts this node as a member, so its pages may be stale: "
                 "its applications were ended; start the node again"
             )
+
+    def _report(self, violation: errors.Violation) -> None:
+        region = self.pager.regions.get(violation.region)
+        if region is not None:
+            story = text(self.pager.machine.story_of(violation.region, violation.page))
+            log.critical("%s\npage %d of region %r: %s", violation, violation.page, region.name, story)
 
     def _turn(self) -> None:
         """Wait, then take at most one message of each socket and whatever the descriptors tell."""
@@ -157,9 +150,10 @@ class Agent:
             self._heartbeat(now)
         wait_ms = int((self._next_heartbeat_s - now) * 1000) + 1
         watched = self._watched
-        if self._bulk_waits:
-            watched = watched + self.links.bulk_writable(self._bulk.requesters())
-        elif self._bulk:
+        pager = self.pager
+        if pager.bulk_waits:
+            watched = watched + self.links.bulk_writable(pager.bulk.requesters())
+        elif pager.bulk:
             wait_ms = 0
         for ready, _ in transport.wait(watched, wait_ms):
             if ready is self.links.inbox:
@@ -168,10 +162,12 @@ class Agent:
                 self._from_directory(self.links.directory.recv())
             elif ready == self._epoll_fd:
                 self._local()
-        if self._holds:
-            self._expire_holds()
-        if self._bulk:
-            self._send_frame()
+        if pager.holds:
+            wait_us = pager.expire_holds()
+            if wait_us:
+                self._timer.set_us(wait_us)
+        if pager.bulk:
+            pager.send_frame()
 
     def _local(self) -> None:
         for fd, events in self._epoll.poll(0):
@@ -197,14 +193,10 @@ class Agent:
             return
         kind = type(message)
         if kind is wire.Data:
-            region = self.regions.get(message[0])
-            if region is None or length != message[5] * region.page_size:
+            if not self.pager.data(message, self._staging, length):  # type: ignore[arg-type]
                 self.rejected += 1
-                return
-            region.stats.pages_in += message[5]
-            self.run(self.machine.data(message, self._staging))  # type: ignore[arg-type]
         elif kind is wire.Ack and not length:
-            self.run(self.machine.step(message))
+            self.pager.step(message)
         else:
             self.rejected += 1
 
@@ -220,26 +212,11 @@ class Agent:
             self._messages[kind](message)
         elif kind in self.applications.answers:
             self.applications.answered(message)
-        elif kind in self.machine.messages:
-            self.run(self.machine.step(message))
+        elif kind in self.pager.machine.messages:
+            self.pager.step(message)
         else:
             self.rejected += 1
             log.error("the directory sent what it should not: %s", kind.__name__)
-
-    def _member_left(self, m: wire.MemberLeft) -> None:
-        """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
-        self.links.member_left(m.node)
-        self.run(self.machine.step(m))
-        for fetch, start, count in self._bulk.cancel(requester=m.node):
-            if not fetch.keep:
-                self.regions[fetch.region].drop(start, count)
-
-    def _destroy(self, m: wire.Destroy) -> None:
-        region = self.regions.pop(m.region, None)
-        self.machine.remove_region(m.region)
-        self._bulk.cancel(region=m.region)
-        if region is not None:
-            region.close()
 
     def _fence(self, m: wire.Fenced) -> None:
         """The others go on without this node: nothing here may be read or written any more."""
@@ -250,22 +227,17 @@ class Agent:
     def _leave(self) -> None:
         if self._end_applications:
             self.applications.end_all()
-        for region in self.regions.values():  # before the others may go on without this node
-            only_here = self.machine.counts(region.number)["exclusive"]
+        for region in self.pager.regions.values():
+            only_here = self.pager.machine.counts(region.number)["exclusive"]
             if only_here and not self._end_applications:  # a launcher ends everybody: nobody will miss them
                 log.warning("leaving with the only copy of %d pages of region %r", only_here, region.name)
-            region.withdraw()
+        self.pager.withdraw()  # before the others may go on without this node
         self.applications.close()
         self.links.close()
-        for region in self.regions.values():
+        for region in self.pager.regions.values():
             region.close()
 
-    # -- faults ------------------------------------------------------------------------------------------
-
-    def add_region(self, region: RegionMemory) -> None:
-        """A region is attached on this node for the first time."""
-        self.regions[region.number] = region
-        self.machine.add_region(region.number, region.pages, region.page_size)
+    # -- mappings ----------------------------------------------------------------------------------------
 
     def take_in(self, mapping: Mapping) -> bool:
         """Serve the faults of a new mapping. False if its process has gone already."""
@@ -276,39 +248,14 @@ class Agent:
 
     def drop_mapping(self, mapping: Mapping) -> None:
         """An application has detached."""
-        region = mapping.region
         self.unwatch(mapping.uffd.fileno())
-        region.mappings.remove(mapping)
-        mapping.prefetch = None  # it knows its connection, which knows the mapping: nobody collects cycles here
-        mapping.uffd.close()
-        self.machine.forget_waiter(region.number, mapping)
+        self.pager.drop_mapping(mapping)
 
     def _faults(self, mapping: Mapping, events: int) -> None:
-        region = mapping.region
         if events & select.EPOLLERR:  # its owner has made it blocking: reading could wait for ever
             self.blame(mapping, OSError(errno.EINVAL, "its userfaultfd was made blocking"))
-            return
-        now = _NOW_NS()
-        for flags, address in self._read_faults(mapping):
-            page = (address - mapping.address) // region.page_size
-            if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it
-                continue
-            write = flags & (FLAG_WRITE | FLAG_WP) != 0
-            decided = self.machine.fault(region.number, page, write, mapping)
-            local_only = bool(decided) and type(decided[0]) is effects.Resume
-            if page not in mapping.since:
-                kind = "local" if local_only else "upgrade" if flags & FLAG_WP else "write" if write else "read"
-                mapping.since[page] = (now, kind)
-            self.run(decided)
-            if not local_only:
-                self._ahead(mapping, page, write)
-
-    def _read_faults(self, mapping: Mapping) -> list[tuple[int, int]]:
-        try:
-            return mapping.uffd.faults()
-        except OSError as error:
-            self.blame(mapping, error)
-            return []
+        else:
+            self.pager.faults(mapping)
 
     def blame(self, mapping: Mapping, error: OSError) -> None:
         """An application's userfaultfd does not do what it must: its memory cannot be kept coherent, so end it."""
@@ -316,103 +263,6 @@ class Agent:
         line = f"dsm: ended: region {mapping.region.name!r} is no longer registered as it was ({error.strerror})"
         _tell(mapping.pid, line)
         self.applications.end(mapping)
-
-    def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
-        window = (mapping.writes if write else mapping.reads).fault(page)
-        if window is not None:
-            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
-            mapping.region.stats.pages_ahead += window[1] - window[0]
-            self.run(decided)
-
-    # -- effects -----------------------------------------------------------------------------------------
-
-    def run(self, decided: list[effects.Effect]) -> None:
-        """Carry out what the machine decided, in order."""
-        for effect in decided:
-            self._effects[type(effect)](effect)
-        self._served = None
-
-    def _install(self, e: effects.Install) -> None:
-        region = self.regions[e.region]
-        woken = region.install(e.start, e.count, e.payload, e.write, e.target)
-        if woken and e.count == 1:
-            self._served = e.target
-
-    def _resume(self, e: effects.Resume) -> None:
-        region = self.regions[e.region]
-        for mapping in e.waiters:
-            if mapping is not self._served:
-                region.resume(mapping, e.page, e.write)
-            since = mapping.since.pop(e.page, None)
-            if since is not None:
-                region.stats.faults[since[1]].add(_NOW_NS() - since[0])
-
-    def _unprotect(self, e: effects.Unprotect) -> None:
-        self.regions[e.region].unprotect(e.waiter, e.start, e.count)
-
-    def _drop(self, e: effects.Drop) -> None:
-        region = self.regions[e.region]
-        region.drop(e.start, e.count)
-        region.stats.invalidations += e.count
-
-    def _send(self, e: effects.Send) -> None:
-        self.links.send(e.to, e.message)
-
-    def _hold(self, e: effects.Hold) -> None:
-        self._holds.append((_NOW_NS() + constants.HOLD_US * 1000, e.region, e.page))
-
-    def _finished(self, e: effects.Finished) -> None:
-        self.applications.prefetched(e.waiter)
-
-    def _poison(self, e: effects.Poison) -> None:
-        region = self.regions[e.region]
-        for mapping in e.waiters:
-            mapping.since.pop(e.page, None)
-            _tell(
-                mapping.pid,
-                f"dsm: page {e.page} of region {region.name!r} is lost: node {e.node!r}, which had its only copy, "
-                "is gone; touching it is a bus error",
-            )
-            region.poison(mapping, e.page)
-
-    def _supply(self, e: effects.Supply) -> None:
-        fetch = e.fetch
-        region = self.regions[fetch.region]
-        if e.protect:
-            region.protect(fetch.start, fetch.count)
-        if fetch.ahead or fetch.count > pages_per_frame(region.page_size):
-            self._bulk.add(fetch, pages_per_frame(region.page_size))
-        else:
-            self._send_pages(region, fetch, fetch.start, fetch.count, False)
-
-    def _expedite(self, e: effects.Expedite) -> None:
-        frame = self._bulk.expedite(e.hurry)
-        if frame is not None:
-            self._send_pages(self.regions[frame.fetch.region], *frame, False)
-
-    def _send_frame(self) -> None:
-        frame = self._bulk.next(self.links.takes_bulk)
-        self._bulk_waits = frame is None
-        if frame is not None:
-            self._send_pages(self.regions[frame.fetch.region], *frame, True)
-
-    def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
-        payload = region.read(start, count)
-        if not fetch.keep:  # before it is sent: the requester may write as soon as it has arrived
-            region.drop(start, count)
-            region.stats.invalidations += count
-        data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
-        self.links.send_pages(fetch.requester, data, payload, bulk)
-        region.stats.pages_out += count
-
-    def _expire_holds(self) -> None:
-        """End the holds that are over, and wake up for the next if somebody waits for it."""
-        now = _NOW_NS()
-        while self._holds and self._holds[0][0] <= now:
-            _, region, page = self._holds.popleft()
-            self.run(self.machine.hold_expired(region, page))
-        if self._holds and self.machine.deferred:
-            self._timer.set_us(max(1, (self._holds[0][0] - now) // 1000))
 
 
 def _drain(fd: int) -> None:

@@ -307,7 +307,7 @@ class Applications:
             self._ask(connection, question, lambda c, answer: self._opened(c, m.name, answer))
             return
         # A forked child of an attached process: it names the region by number, for the name may be unlinked.
-        region = self._agent.regions.get(number) if type(number) is int else None
+        region = self._agent.pager.regions.get(number) if type(number) is int else None
         if region is None or not region.users:
             raise errors.RegionNotFound(f"region {m.name!r} is attached by nobody on this node any more")
         self._attached(connection, region)
@@ -316,11 +316,11 @@ class Applications:
         if type(m) is not wire.Opened:
             self._pass(connection, m)
             return
-        region = self._agent.regions.get(m.region)
+        region = self._agent.pager.regions.get(m.region)
         try:
             if region is None:
                 region = RegionMemory(m.region, name, m.size, m.page_size, m.options, self._agent.blame)
-                self._agent.add_region(region)
+                self._agent.pager.add_region(region)
         except (errors.DsmError, OSError) as error:
             self._to_directory(wire.Close(m.region, 1))
             self._fail(connection, error if isinstance(error, errors.DsmError) else _exhausted(error))
@@ -378,12 +378,12 @@ class Applications:
 
     def _prefetch_more(self, mapping: Mapping) -> None:
         job: _Prefetch = mapping.prefetch
-        agent = self._agent
+        pager = self._agent.pager
         job.asking = True
         while job.in_flight < PREFETCH_EXTENTS and (part := next(job.parts, None)):
             job.in_flight += 1
             start, stop = part
-            agent.run(agent.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
+            pager.run(pager.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
         job.asking = False
         if not job.in_flight:
             mapping.prefetch = None
@@ -394,7 +394,7 @@ class Applications:
             raise errors.ProtocolError("statistics are those of the region attached on this connection: there is none")
         region = connection.mapping.region
         report = region.stats.report(region.page_size)
-        report["pages"] = self._agent.machine.counts(region.number)
+        report["pages"] = self._agent.pager.machine.counts(region.number)
         report["node"] = self._agent.name
         self._reply(connection, wire.Answer(0, report))
 
@@ -406,8 +406,16 @@ class Applications:
     def _query(self, connection: _Connection, m: wire.Query, _: list[int]) -> None:
         if m.what == "here":
             self._reply(connection, wire.Answer(0, {}))
+        elif m.what == "story":
+            self._ask(connection, m, lambda c, answer: self._story(c, m, answer))
         else:
             self._ask(connection, m, self._status if m.what == "status" else self._pass)
+
+    def _story(self, connection: _Connection, m: wire.Query, answer: Any) -> None:
+        if type(answer) is wire.Answer and m.region in self._agent.pager.regions:
+            story = {"name": self._agent.name, **self._agent.pager.machine.story_of(m.region, m.start)}
+            answer = wire.Answer(0, {**answer.value, "node": story})
+        self._pass(connection, answer)
 
     def _status(self, connection: _Connection, m: Any) -> None:
         if type(m) is not wire.Answer:
@@ -421,8 +429,8 @@ class Applications:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - agent.started_s, 3),
             "applications": self.processes(),
-            "counters": {"rejected": agent.rejected, "late": agent.machine.late},
-            "regions": {region.name: region.stats.report(region.page_size) for region in agent.regions.values()},
+            "counters": {"rejected": agent.rejected, "late": agent.pager.machine.late},
+            "regions": {region.name: region.stats.report(region.page_size) for region in agent.pager.regions.values()},
         }
         status = {"node": node, "directory": agent.links.directory_address, "cluster": m.value}
         self._reply(connection, wire.Answer(0, status))

@@ -14,11 +14,13 @@ TREE = Path(__file__).resolve().parent.parent
 SERVICES = {"directory", "nodes"}
 
 PURE = [
+    "directory/cluster.py",
     "directory/holdings.py",
     "directory/machine.py",
     "directory/registry.py",
     "directory/rules.py",
     "directory/sync.py",
+    "dsm/address.py",
     "dsm/constants.py",
     "dsm/errors.py",
     "dsm/geometry.py",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import select
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dsm import errors, local, wire
-from dsm.constants import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from dsm import local, wire
+from dsm.cli.question import ask_directory, ask_node
+from dsm.constants import HEARTBEAT_S
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,33 +32,14 @@ def command(as_json: bool, node: Path | None, directory: str | None) -> None:
     """
     if node and directory:
         raise click.UsageError("--node and --directory exclude each other")
-    status = _of_directory(directory) if directory else _of_node(node or local.socket_path())
+    if directory:
+        status = {"directory": directory, "cluster": ask_directory(directory, _QUESTION)}
+    else:
+        status = ask_node(node or local.socket_path(), _QUESTION)
     if as_json:
         click.echo(json.dumps(status, indent=2, default=repr))
     else:
         _print(status)
-
-
-def _of_directory(address: str) -> dict[str, Any]:
-    from dsm import transport  # loads ZeroMQ
-
-    return {"directory": address, "cluster": transport.ask(address, _QUESTION, CONNECT_TIMEOUT_S)}
-
-
-def _of_node(path: Path) -> dict[str, Any]:
-    with local.connect(path, CONNECT_TIMEOUT_S) as sock:
-        local.send(sock, _QUESTION)
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        if not poll.poll(CONNECT_TIMEOUT_S * 1000):
-            raise errors.OperationTimeout(f"the node agent at {path} did not answer within {CONNECT_TIMEOUT_S:g} s")
-        answer, fds = local.receive(sock)
-    local.close_all(fds)
-    if isinstance(answer, wire.Failure):
-        raise errors.from_wire(answer.error, answer.text)
-    if not isinstance(answer, wire.Answer):
-        raise errors.NodeUnreachable(f"the node agent at {path} closed the connection without an answer")
-    return answer.value
 
 
 # --- tables --------------------------------------------------------------------------------------------
@@ -79,7 +60,7 @@ def _print(status: dict[str, Any]) -> None:
         if cluster.get(title):
             console.print(_anything(title, cluster[title]))
     if node.get("counters"):
-        console.print(_table("this node's faults", ("what", "count"), sorted(node["counters"].items()), numbers={1}))
+        console.print(table("this node's faults", ("what", "count"), sorted(node["counters"].items()), numbers={1}))
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> Table:
@@ -88,7 +69,7 @@ def _nodes(nodes: list[dict[str, Any]]) -> Table:
         silent = float(node.get("silent_s", 0))
         state = "late" if silent > _LATE_S else "up"
         rows.append((*_fields(node, "id", "name", "address", "applications"), state, f"{silent:.1f} s ago"))
-    return _table("nodes", ("id", "name", "address", "applications", "state", "last heartbeat"), rows, numbers={0, 3})
+    return table("nodes", ("id", "name", "address", "applications", "state", "last heartbeat"), rows, numbers={0, 3})
 
 
 def _regions(regions: list[dict[str, Any]]) -> Table:
@@ -99,32 +80,32 @@ def _regions(regions: list[dict[str, Any]]) -> Table:
         attached = ", ".join(map(str, region.get("attached", [])))
         rows.append((*_fields(region, "name"), *sizes, shared + exclusive + lost, shared, exclusive, lost, attached))
     columns = ("name", "size", "page size", "touched", "shared", "exclusive", "lost", "attached")
-    return _table("regions (pages)", columns, rows, numbers=set(range(1, 7)))
+    return table("regions (pages)", columns, rows, numbers=set(range(1, 7)))
 
 
 def _anything(title: str, rows: list[Any]) -> Table:
     """A table of maps whose keys are not known here."""
     maps = [row if isinstance(row, dict) else {"name": row} for row in rows]
     columns = list(dict.fromkeys(key for row in maps for key in row))
-    return _table(title, columns, [_fields(row, *columns) for row in maps])
+    return table(title, columns, [_fields(row, *columns) for row in maps])
 
 
 def _fields(row: dict[str, Any], *keys: str) -> tuple[Any, ...]:
     return tuple(row.get(key, "") for key in keys)
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numbers: Iterable[int] = ()) -> Table:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numbers: Iterable[int] = ()) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     right = set(numbers)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left")
+        made.add_column(column, justify="right" if index in right else "left")
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
-    return table
+        made.add_row(*(escape(str(value)) for value in row))
+    return made
 
 
 def human(count: int) -> str:

@@ -26,40 +26,17 @@ import pytest
 
 from directory.machine import PageMachine
 from dsm.constants import PAGE_BYTES
-from dsm.wire import DIRECTORY, EVICT, READ, WRITE, Data, Fetch, MemberLeft, Message
+from dsm.story import span, told
+from dsm.wire import DIRECTORY, Data, Fetch, MemberLeft, Message
 from nodes import effects
 from nodes.machine import NodeMachine
 
 FOLDER: Final = Path(__file__).parent / "transcripts"
 PAGES: Final = 512
-OPS: Final = {READ: "read", WRITE: "write", EVICT: "evict"}
 
 
 def side(number: int) -> str:
     return f"n{number}" if number else "dir"
-
-
-def pages(start: int, count: int) -> str:
-    return f"p{start}" if count == 1 else f"p{start}..{start + count - 1}"
-
-
-def told(message: Message) -> str:
-    """A message in few words: the region is always the same, and what is false or nothing is left out."""
-    fields = message._asdict()  # type: ignore[attr-defined]
-    start, count = fields.pop("start", None), fields.pop("count", 1)
-    words = [type(message).__name__] + ([] if start is None else [pages(start, count)])
-    fields.pop("region", None)
-    if isinstance(message, Data):
-        first, total = fields.pop("first"), fields.pop("total")
-        words += [] if (first, total) == (start, count) else [f"of {pages(first, total)}"]
-    for key, value in fields.items():
-        if key == "op":
-            words.append(OPS[value])
-        elif value is True:
-            words.append(key)
-        elif value not in (False, 0):
-            words.append(f"{key}={value}")
-    return " ".join(words)
 
 
 class Conversation:
@@ -155,7 +132,7 @@ class Conversation:
 
     def _supply(self, number: int, m: Fetch, protect: bool) -> None:
         steps = [*(["protect"] if protect else []), "read", *([] if m.keep else ["drop"])]
-        self.out.append(f"    {side(number)}: {', '.join(steps)} {pages(m.start, m.count)}")
+        self.out.append(f"    {side(number)}: {', '.join(steps)} {span(m.start, m.count)}")
         data = Data(m.region, m.generation, m.start, m.count, m.start, m.count, m.acks)
         self._send(number, m.requester, data)
 
@@ -163,13 +140,13 @@ class Conversation:
         match effect:
             case effects.Install(_, start, count, payload, write, target):
                 how = "writable" if write else "read-only"
-                return f"install {pages(start, count)} {payload or 'zeros'}, {how}, into {target}"
+                return f"install {span(start, count)} {payload or 'zeros'}, {how}, into {target}"
             case effects.Resume(_, page, write, waiters):
                 return f"{'unprotect' if write else 'wake'} p{page} for {', '.join(waiters)}"
             case effects.Unprotect(_, start, count, waiter):
-                return f"unprotect {pages(start, count)} for {waiter}"
+                return f"unprotect {span(start, count)} for {waiter}"
             case effects.Drop(_, start, count):
-                return f"drop {pages(start, count)}"
+                return f"drop {span(start, count)}"
             case effects.Hold(_, page):
                 return f"hold p{page}"
             case effects.Finished(waiter):

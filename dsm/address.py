@@ -1,0 +1,18 @@
+"""Where a service listens, as text: ``tcp://HOST:PORT``. Pure: the directory checks what a newcomer says of itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from dsm.errors import InvalidArgument
+
+_ADDRESS: Final = re.compile(r"tcp://(?P<host>[\w.-]+|\*|\[[0-9a-fA-F:.]+(%\w+)?\]):(?P<port>\d{1,5}|\*)", re.ASCII)
+
+
+def check_address(address: str, *, peer: bool = False) -> None:
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``; both may be ``*`` for any where it is
+    not that of a ``peer``, but to be listened on."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
+        raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")

@@ -1,0 +1,34 @@
+"""One question of a command to a node agent or to a directory."""
+
+from __future__ import annotations
+
+import select
+from pathlib import Path
+from typing import Any
+
+from dsm import errors, local, wire
+from dsm.constants import CONNECT_TIMEOUT_S
+
+
+def ask_directory(address: str, question: wire.Query) -> dict[str, Any]:
+    """What the directory at ``address`` answers. Raises the error it answers with."""
+    from dsm import transport  # loads ZeroMQ
+
+    return transport.ask(address, question, CONNECT_TIMEOUT_S)
+
+
+def ask_node(path: Path, question: wire.Query) -> dict[str, Any]:
+    """What the node agent at ``path`` answers. Raises the error it answers with."""
+    with local.connect(path, CONNECT_TIMEOUT_S) as sock:
+        local.send(sock, question)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if not poll.poll(CONNECT_TIMEOUT_S * 1000):
+            raise errors.OperationTimeout(f"the node agent at {path} did not answer within {CONNECT_TIMEOUT_S:g} s")
+        answer, fds = local.receive(sock)
+    local.close_all(fds)
+    if isinstance(answer, wire.Failure):
+        raise errors.from_wire(answer.error, answer.text)
+    if not isinstance(answer, wire.Answer):
+        raise errors.NodeUnreachable(f"the node agent at {path} closed the connection without an answer")
+    return answer.value

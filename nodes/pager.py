@@ -1,0 +1,250 @@
+"""The pager of a node: faults of the local applications and messages about pages go in, the effects that the pure
+machine decides on are carried out on memory and on links.
+
+It knows no socket and no clock of its own: the loop around it (``agent.py``) passes these in, and a simulator passes
+others. Order matters in one place only: effects are carried out in the order in which the machine returned them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from dsm import constants, wire
+from dsm.geometry import pages_per_frame
+from dsm.memory import Staging
+from dsm.story import Story
+from dsm.uffd import FLAG_WP, FLAG_WRITE
+from nodes import effects
+from nodes.bulk import Bulk
+from nodes.machine import NodeMachine
+from nodes.memory import Blame, Mapping, RegionMemory
+
+
+class Outlets(Protocol):
+    """What the pager needs of :class:`nodes.links.Links`."""
+
+    def send(self, to: int, message: wire.Message) -> None: ...
+    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None: ...
+    def takes_bulk(self, node: int) -> bool: ...
+    def member_left(self, node: int) -> None: ...
+
+
+class Pager:
+    """The pages of all regions on node ``me``. ``now_ns`` is a clock that only goes forward.
+
+    ``finished``: an explicit prefetch has got all pages it asked for. ``blame``: see :class:`RegionMemory`. ``tell``:
+    say a line where the process of that number writes its errors.
+
+    ``holds`` and ``bulk`` are what is still to be done: :meth:`expire_holds` and :meth:`send_frame` do it.
+    """
+
+    def __init__(
+        self,
+        me: int,
+        links: Outlets,
+        now_ns: Callable[[], int],
+        *,
+        finished: Callable[[Mapping], None],
+        blame: Blame,
+        tell: Callable[[int, str], None],
+        story: Story | None = None,
+    ) -> None:
+        self.machine: Final = NodeMachine(me, story)
+        self.regions: Final[dict[int, RegionMemory]] = {}
+        self.holds: Final[deque[tuple[int, int, int]]] = deque()  # when over (ns), region, page
+        self.bulk: Final = Bulk()
+        self.bulk_waits = False  # for a peer to take more
+        self._links = links
+        self._now_ns = now_ns
+        self._blame = blame
+        self._tell = tell
+        self._served: Mapping | None = None  # whose threads the last Install has woken
+        self._effects: dict[type[Any], Callable[[Any], None]] = {
+            effects.Install: self._install,
+            effects.Resume: self._resume,
+            effects.Unprotect: self._unprotect,
+            effects.Supply: self._supply,
+            effects.Expedite: self._expedite,
+            effects.Drop: self._drop,
+            effects.Send: self._send,
+            effects.Hold: self._hold,
+            effects.Finished: lambda e: finished(e.waiter),
+            effects.Poison: self._poison,
+        }
+
+    # -- regions and members -----------------------------------------------------------------------------
+
+    def add_region(self, region: RegionMemory) -> None:
+        """A region is attached on this node for the first time."""
+        self.regions[region.number] = region
+        self.machine.add_region(region.number, region.pages, region.page_size)
+
+    def destroy(self, number: int) -> None:
+        """A region is gone for everybody."""
+        region = self.regions.pop(number, None)
+        self.machine.remove_region(number)
+        self.bulk.cancel(region=number)
+        if region is not None:
+            region.close()
+
+    def drop_mapping(self, mapping: Mapping) -> None:
+        """An application has detached."""
+        region = mapping.region
+        region.mappings.remove(mapping)
+        mapping.prefetch = None  # it knows its connection, which knows the mapping: nobody collects cycles here
+        mapping.uffd.close()
+        self.machine.forget_waiter(region.number, mapping)
+
+    def member_left(self, m: wire.MemberLeft) -> None:
+        """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
+        self._links.member_left(m.node)
+        self.run(self.machine.step(m))
+        for fetch, start, count in self.bulk.cancel(requester=m.node):
+            if not fetch.keep:
+                self.regions[fetch.region].drop(start, count)
+
+    def withdraw(self) -> None:
+        """This node leaves: nothing here may be read or written any more."""
+        for region in self.regions.values():
+            region.withdraw()
+
+    # -- messages ----------------------------------------------------------------------------------------
+
+    def data(self, m: wire.Data, staging: Staging, length: int) -> bool:
+        """``length`` bytes of page data have come into ``staging``. False if they are not what ``m`` says."""
+        region = self.regions.get(m[0])
+        if region is None or length != m[5] * region.page_size:
+            return False
+        region.stats.pages_in += m[5]
+        self.run(self.machine.data(m, staging))
+        return True
+
+    def step(self, message: wire.Message) -> None:
+        """A message about pages has come from the directory, or an acknowledgement from a peer."""
+        self.run(self.machine.step(message))
+
+    # -- faults ------------------------------------------------------------------------------------------
+
+    def faults(self, mapping: Mapping) -> None:
+        """Serve whatever faults an application has now."""
+        region = mapping.region
+        now = self._now_ns()
+        for flags, address in self._read_faults(mapping):
+            page = (address - mapping.address) // region.page_size
+            if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it
+                continue
+            write = flags & (FLAG_WRITE | FLAG_WP) != 0
+            decided = self.machine.fault(region.number, page, write, mapping)
+            local_only = bool(decided) and type(decided[0]) is effects.Resume
+            if page not in mapping.since:
+                kind = "local" if local_only else "upgrade" if flags & FLAG_WP else "write" if write else "read"
+                mapping.since[page] = (now, kind)
+            self.run(decided)
+            if not local_only:
+                self._ahead(mapping, page, write)
+
+    def _read_faults(self, mapping: Mapping) -> list[tuple[int, int]]:
+        try:
+            return mapping.uffd.faults()
+        except OSError as error:
+            self._blame(mapping, error)
+            return []
+
+    def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
+        window = (mapping.writes if write else mapping.reads).fault(page)
+        if window is not None:
+            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
+            mapping.region.stats.pages_ahead += window[1] - window[0]
+            self.run(decided)
+
+    # -- effects -----------------------------------------------------------------------------------------
+
+    def run(self, decided: list[effects.Effect]) -> None:
+        """Carry out what the machine decided, in order."""
+        for effect in decided:
+            self._effects[type(effect)](effect)
+        self._served = None
+
+    def _install(self, e: effects.Install) -> None:
+        region = self.regions[e.region]
+        woken = region.install(e.start, e.count, e.payload, e.write, e.target)
+        if woken and e.count == 1:
+            self._served = e.target
+
+    def _resume(self, e: effects.Resume) -> None:
+        region = self.regions[e.region]
+        for mapping in e.waiters:
+            if mapping is not self._served:
+                region.resume(mapping, e.page, e.write)
+            since = mapping.since.pop(e.page, None)
+            if since is not None:
+                region.stats.faults[since[1]].add(self._now_ns() - since[0])
+
+    def _unprotect(self, e: effects.Unprotect) -> None:
+        self.regions[e.region].unprotect(e.waiter, e.start, e.count)
+
+    def _drop(self, e: effects.Drop) -> None:
+        region = self.regions[e.region]
+        region.drop(e.start, e.count)
+        region.stats.invalidations += e.count
+
+    def _send(self, e: effects.Send) -> None:
+        self._links.send(e.to, e.message)
+
+    def _hold(self, e: effects.Hold) -> None:
+        self.holds.append((self._now_ns() + constants.HOLD_US * 1000, e.region, e.page))
+
+    def _poison(self, e: effects.Poison) -> None:
+        region = self.regions[e.region]
+        for mapping in e.waiters:
+            mapping.since.pop(e.page, None)
+            self._tell(
+                mapping.pid,
+                f"dsm: page {e.page} of region {region.name!r} is lost: node {e.node!r}, which had its only copy, "
+                "is gone; touching it is a bus error",
+            )
+            region.poison(mapping, e.page)
+
+    def _supply(self, e: effects.Supply) -> None:
+        fetch = e.fetch
+        region = self.regions[fetch.region]
+        if e.protect:
+            region.protect(fetch.start, fetch.count)
+        if fetch.ahead or fetch.count > pages_per_frame(region.page_size):
+            self.bulk.add(fetch, pages_per_frame(region.page_size))
+        else:
+            self._send_pages(region, fetch, fetch.start, fetch.count, False)
+
+    def _expedite(self, e: effects.Expedite) -> None:
+        frame = self.bulk.expedite(e.hurry)
+        if frame is not None:
+            self._send_pages(self.regions[frame.fetch.region], *frame, False)
+
+    def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
+        payload = region.read(start, count)
+        if not fetch.keep:  # before it is sent: the requester may write as soon as it has arrived
+            region.drop(start, count)
+            region.stats.invalidations += count
+        data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
+        self._links.send_pages(fetch.requester, data, payload, bulk)
+        region.stats.pages_out += count
+
+    # -- what is still to be done ------------------------------------------------------------------------
+
+    def send_frame(self) -> None:
+        """Send one frame of what nobody waits for, if a peer takes it."""
+        frame = self.bulk.next(self._links.takes_bulk)
+        self.bulk_waits = frame is None
+        if frame is not None:
+            self._send_pages(self.regions[frame.fetch.region], *frame, True)
+
+    def expire_holds(self) -> int:
+        """End the holds that are over. In how many microseconds somebody waits for the next one, 0 if nobody does."""
+        now = self._now_ns()
+        holds = self.holds
+        while holds and holds[0][0] <= now:
+            _, region, page = holds.popleft()
+            self.run(self.machine.hold_expired(region, page))
+        return max(1, (holds[0][0] - now) // 1000) if holds and self.machine.deferred else 0
