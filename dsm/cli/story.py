@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,18 @@ def _number(path: Path, name: str) -> int:
 
 
 def _print(title: str, story: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from dsm.cli.status import table
-
-    console = Console(highlight=False, soft_wrap=True)
-    members = ", ".join(f"{number} {name}" for number, name in story["nodes"].items())
-    console.print(f"{title}; nodes: {members}", markup=False)
+    members = ", ".join(f"n{number} {name}" for number, name in story["nodes"].items())
+    click.echo(f"{title}; nodes: {members}")
     rows: list[tuple[float, str, dict[str, Any]]] = []
     for who, side in (("directory", story["directory"]), (story.get("node", {}).get("name", ""), story.get("node"))):
         if side:
-            console.print(
-                f"{who}: {side['state']}; under way: {', '.join(side['under way']) or 'nothing'}", markup=False
-            )
+            click.echo(f"{who}: {side['state']}; under way: {', '.join(side['under way']) or 'nothing'}")
             rows += [(entry["time"], who, entry) for entry in side["story"]]
-    rows.sort(key=lambda row: row[0])
-    columns = ("time", "who", "what happened", "before", "after", "because of")
-    shown = [
-        (_clock(when), who, *(entry[key] for key in ("what", "before", "after", "cause"))) for when, who, entry in rows
-    ]
-    console.print(table("", columns, shown) if shown else "nothing is remembered of it", markup=False)
+    width = max((len(who) for _, who, _ in rows), default=0)
+    for when, who, entry in sorted(rows, key=lambda row: row[0]):  # lines: people search them
+        happened = f"{entry['what']}: {entry['before']} -> {entry['after']}"
+        click.echo(f"{_clock(when)}  {who:{width}}  {happened}  ({entry['cause']})")
 
 
 def _clock(when: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(when)) + f".{when % 1:.6f}"[1:].replace("0.", ".", 1)
+    return datetime.fromtimestamp(when).strftime("%H:%M:%S.%f")

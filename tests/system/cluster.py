@@ -31,7 +31,7 @@ LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
 
 _HERE: Final = Path(__file__).resolve().parent
-_TREE: Final = _HERE.parents[1]
+TREE: Final = _HERE.parents[1]
 _MARK: Final = "DSM_TEST_ID"
 END: Final = object()
 
@@ -195,7 +195,7 @@ class Cluster:
         script.write_text(_PRELUDE.format(source=source, name=function.__name__, seconds=limit_s - 5))
         command = [sys.executable, str(script), json.dumps(arguments)]
         environment = {name: value for name, value in os.environ.items() if name != "DSM_NODE"}
-        environment |= {"PYTHONPATH": f"{_TREE}{os.pathsep}{_HERE}"} | options.pop("env", {})
+        environment |= {"PYTHONPATH": f"{TREE}{os.pathsep}{_HERE}"} | options.pop("env", {})
         if node is not None:
             environment["DSM_NODE"] = str(self.path(node))
         streams: dict[str, Any] = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")} | options
