@@ -18,9 +18,12 @@ from directory.rules import A_COPY, NOTHING, RULES, THE_ONLY, Action
 from dsm.errors import Violation
 from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
-from dsm.story import OPERATIONS, Story
+from dsm.story import NEEDS, OPERATIONS, Story
 from dsm.wire import (
     EVICT,
+    FAULT,
+    GUESS,
+    PREFETCH,
     WRITE,
     Ack,
     Done,
@@ -49,10 +52,11 @@ class _Waiting(NamedTuple):
     start: int
     stop: int
     op: int
-    ahead: bool
+    need: int
 
     def __str__(self) -> str:
-        return f"request {self.generation} of n{self.node} to {OPERATIONS[self.op]}{', ahead' if self.ahead else ''}"
+        why = f", {NEEDS[self.need]}" if self.need else ""
+        return f"request {self.generation} of n{self.node} to {OPERATIONS[self.op]}{why}"
 
 
 class _Transaction(NamedTuple):
@@ -201,19 +205,25 @@ class PageMachine:
             self.rejected += 1
             return []
         index = m.start // region.per_extent
-        if not m.count or m.op > EVICT or stop > region.pages or (stop - 1) // region.per_extent != index:
+        if (
+            not m.count
+            or m.op > EVICT
+            or m.need > PREFETCH
+            or stop > region.pages
+            or (stop - 1) // region.per_extent != index
+        ):
             self.rejected += 1
             return []
         out: Outgoing = []
         extent = region.extents.get(index)
         if extent is None:
             extent = region.extents[index] = _Extent()
-            self._start(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.ahead), out)
+            self._start(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.need), out)
         elif extent.mine(node, m.start, stop):  # a node asks once for a page at a time: this also bounds the queue
             self.rejected += 1
             return []
         else:
-            self._admit(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.ahead), out)
+            self._admit(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.need), out)
         if not extent.active and not extent.queue:
             del region.extents[index]
         return out
@@ -254,9 +264,9 @@ class PageMachine:
                 return [(t.supplier, m)] if t.supplier else []
         for index, w in enumerate(extent.queue):
             if w.node == node and w.generation == m.generation and w.start <= m.page < w.stop:
-                parts = (w.start, m.page, w.ahead), (m.page, m.page + 1, False), (m.page + 1, w.stop, w.ahead)
+                parts = (w.start, m.page, w.need), (m.page, m.page + 1, FAULT), (m.page + 1, w.stop, w.need)
                 extent.queue[index : index + 1] = [
-                    w._replace(start=start, stop=stop, ahead=ahead) for start, stop, ahead in parts if start < stop
+                    w._replace(start=start, stop=stop, need=need) for start, stop, need in parts if start < stop
                 ]
                 break
         return []
@@ -311,13 +321,13 @@ class PageMachine:
             self._begin(number, region, extent, w._replace(start=start, stop=stop), holding, out)
 
     def _begin(self, number: int, region: _Region, extent: _Extent, w: _Waiting, before: int, out: Outgoing) -> None:
-        node, generation, start, stop, op, ahead = w
+        node, generation, start, stop, op, need = w
         count = stop - start
         holding = self.holdings[before]
         mine = 1 << node
         has = NOTHING if not holding.copies & mine else THE_ONLY if holding.copies == mine else A_COPY
         action, state = RULES[holding.state, op, has]
-        if ahead and op == WRITE and action is not Action.ZEROS and action is not Action.TELL_LOST:
+        if need == GUESS and op == WRITE and action is not Action.ZEROS and action is not Action.TELL_LOST:
             action = Action.REFUSE
         self.transactions += 1
         self._tell((self._now(), number, start, stop, action.value, holding, STATE_NAMES[state], w))
@@ -326,7 +336,7 @@ class PageMachine:
             self._open(
                 number, extent, _Transaction(node, generation, start, start, stop, op, before, after, holding.owner, 0)
             )
-            out.append((holding.owner, Fetch(number, generation, start, count, node, 0, True, ahead)))
+            out.append((holding.owner, Fetch(number, generation, start, count, node, 0, True, need != FAULT)))
         elif action is Action.MOVE or action is Action.UPGRADE:
             self._write(number, extent, w, before, 0 if has else holding.owner, out)
         elif action is Action.ZEROS:
@@ -350,7 +360,7 @@ class PageMachine:
 
     def _write(self, number: int, extent: _Extent, w: _Waiting, before: int, supplier: int, out: Outgoing) -> None:
         """Invalidate every other copy; where the writer has none, the owner (``supplier``) hands its copy over."""
-        node, generation, start, stop, op, ahead = w
+        node, generation, start, stop, op, need = w
         sharers = self.holdings[before].copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
         count, acks = stop - start, sharers.bit_count()
         after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
@@ -358,7 +368,7 @@ class PageMachine:
             number, extent, _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers)
         )
         if supplier:
-            out.append((supplier, Fetch(number, generation, start, count, node, acks, False, ahead)))
+            out.append((supplier, Fetch(number, generation, start, count, node, acks, False, need != FAULT)))
         else:
             out.append((node, Grant(number, generation, start, count, acks, False)))
         for sharer in nodes_in(sharers):

@@ -67,10 +67,13 @@ STORY_TOLD_MAX: Final = 150
 
 WINDOW_PAGES_MIN: Final = 4
 WINDOW_BYTES_MAX: Final = 512 << 10
-PREFETCH_EXTENTS: Final = 4
-"""Extents of an explicit prefetch that are in flight together: enough to keep the owner's sender busy."""
+PREFETCH_BYTES: Final = 256 << 10
+PREFETCHES_MAX: Final = 6
+"""An explicit prefetch asks for so much at a time, and has so many requests open: enough to keep the owner's sender
+busy, and little enough that a page which a thread touches meanwhile is not behind thousands of messages, even where
+every page has another owner than its neighbour."""
 
 assert EXTENT_BYTES % FRAME_BYTES == 0 and FRAME_BYTES % PAGE_BYTES == 0
 assert HEARTBEAT_S * 5 <= LEASE_S
 assert DIRECTORY_TIMEOUT_S + HEARTBEAT_S < CONNECT_TIMEOUT_S
-assert WINDOW_BYTES_MAX <= EXTENT_BYTES
+assert WINDOW_BYTES_MAX <= EXTENT_BYTES and EXTENT_BYTES % PREFETCH_BYTES == 0

@@ -141,7 +141,10 @@ def parse(received: Received) -> tuple[wire.Message | None, list[int]]:
     fds = _descriptors(ancillary)
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ProtocolError(f"a packet of more than {LOCAL_BYTES_MAX} bytes or {_FDS_MAX} descriptors came")
+            raise ProtocolError(
+                f"a packet of more than {LOCAL_BYTES_MAX} bytes or {_FDS_MAX} descriptors came, or this process has no "
+                "descriptor left to take one: then raise its limit (`ulimit -n`)"
+            )
         if data:
             return wire.decode(data), fds
     except Exception:

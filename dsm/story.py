@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dsm.constants import STORY_ENTRIES, STORY_TOLD_MAX
-from dsm.wire import EVICT, MESSAGES, READ, WRITE, Data, Message
+from dsm.wire import EVICT, GUESS, MESSAGES, PREFETCH, READ, WRITE, Data, Message
 
 OPERATIONS: Final = {READ: "read", WRITE: "write", EVICT: "evict"}
+
+NEEDS: Final = {GUESS: "read-ahead", PREFETCH: "prefetch"}
 
 Entry = tuple[float, int, int, int, str, Any, Any, Any]
 """When, region, pages ``[start, stop)``, what happened, state before, state after, and the event that was the cause."""
@@ -69,6 +71,8 @@ def _message(message: Message) -> str:
     for key, value in fields.items():
         if key == "op":
             words.append(OPERATIONS.get(value, str(value)))
+        elif key == "need" and value:
+            words.append(NEEDS.get(value, str(value)))
         elif value is True:
             words.append(key)
         elif value not in (False, 0):

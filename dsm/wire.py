@@ -43,6 +43,12 @@ READ: Final = 0
 WRITE: Final = 1
 EVICT: Final = 2
 
+# Why pages are requested. Only what a thread waits for goes before everything else.
+FAULT: Final = 0
+GUESS: Final = 1
+"""Read-ahead. A write is then granted only where no page was ever touched: nobody is to lose a page for a guess."""
+PREFETCH: Final = 2
+
 DIRECTORY: Final = 0
 """The directory's address among node ids; nodes count from 1."""
 
@@ -52,14 +58,14 @@ DIRECTORY: Final = 0
 
 class Request(NamedTuple):
     """Pages ``[start, start + count)`` are wanted. ``generation`` numbers the sender's requests; every answer repeats
-    it. ``ahead``: nobody waits for them; a write is then granted only where no page was ever touched."""
+    it. ``need`` is why: see FAULT, GUESS and PREFETCH."""
 
     region: U32
     generation: U32
     start: U64
     count: U32
     op: U8
-    ahead: Flag
+    need: U8
 
 
 class Done(NamedTuple):
@@ -108,7 +114,7 @@ class Grant(NamedTuple):
 
 class Fetch(NamedTuple):
     """To the owner: send these pages to ``requester``, keeping a read-only copy (``keep``) or none. ``acks`` and
-    ``generation`` are passed on with the data."""
+    ``generation`` are passed on with the data. ``ahead``: no thread waits for them."""
 
     region: U32
     generation: U32

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dsm import errors, local, transport, wire
-from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_EXTENTS
-from dsm.geometry import pages_in, pages_per_extent, split
+from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_BYTES, PREFETCHES_MAX
+from dsm.geometry import pages_in, split
 from dsm.uffd import Userfaultfd, open_device
 from nodes.memory import Mapping, RegionMemory
 
@@ -60,7 +60,7 @@ class _Connection:
 
 
 class _Prefetch:
-    """What is left of an explicit prefetch, and how many of its extents are on their way."""
+    """What is left of an explicit prefetch, and how many of its pieces are on their way."""
 
     __slots__ = ("asking", "connection", "in_flight", "parts", "write")
 
@@ -366,11 +366,11 @@ class Applications:
             raise errors.ProtocolError("Prefetch needs a range of the region attached on this connection")
         size = mapping.region.page_size
         stop = pages_in(m.stop, size) if m.start < m.stop else 0
-        mapping.prefetch = _Prefetch(connection, split(m.start // size, stop, pages_per_extent(size)), m.write)
+        mapping.prefetch = _Prefetch(connection, split(m.start // size, stop, max(1, PREFETCH_BYTES // size)), m.write)
         self._prefetch_more(mapping)
 
     def prefetched(self, mapping: Mapping) -> None:
-        """One extent of an explicit prefetch has come."""
+        """A piece of an explicit prefetch has come."""
         if mapping.prefetch is not None:
             mapping.prefetch.in_flight -= 1
             if not mapping.prefetch.asking:
@@ -380,7 +380,7 @@ class Applications:
         job: _Prefetch = mapping.prefetch
         pager = self._agent.pager
         job.asking = True
-        while job.in_flight < PREFETCH_EXTENTS and (part := next(job.parts, None)):
+        while job.in_flight < PREFETCHES_MAX and (part := next(job.parts, None)):
             job.in_flight += 1
             start, stop = part
             pager.run(pager.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))

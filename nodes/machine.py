@@ -24,6 +24,9 @@ from dsm.story import Story
 from dsm.wire import (
     DIRECTORY,
     EVICT,
+    FAULT,
+    GUESS,
+    PREFETCH,
     READ,
     WRITE,
     Ack,
@@ -130,6 +133,10 @@ class NodeMachine:
         """What a page is here (:mod:`nodes.pages`)."""
         return self._regions[region].table.get(page)
 
+    def holds(self, region: int, start: int, stop: int) -> bool:
+        """Is any of these pages here?"""
+        return any(state & HELD for _, _, state in self._regions[region].table.runs(start, stop))
+
     def story_of(self, region: int, page: int) -> dict[str, Any]:
         """What a page is, which requests are open for it, and its last transitions; for people."""
         known = self._regions[region]
@@ -187,12 +194,12 @@ class NodeMachine:
             waiters.append(waiter)
         if state & PENDING:
             return effects if waiters or state & HELD else self._hurry(region, page)
-        return [*effects, self._ask(region, page, page + 1, WRITE if write else READ, False, waiter)]
+        return [*effects, self._ask(region, page, page + 1, WRITE if write else READ, FAULT, waiter)]
 
     def _hurry(self, region: _Region, page: int) -> list[Effect]:
         """A thread begins to wait for a page that is on its way among others: it must not wait for those."""
         ask = self._open_ask(region, page)
-        if ask.ahead or ask.stop - ask.start > 1:
+        if ask.need != FAULT:
             return [Send(DIRECTORY, Hurry(region.number, ask.generation, page, self.me))]
         return []
 
@@ -205,7 +212,7 @@ class NodeMachine:
         region = self._regions[number]
         self._cause = "read-ahead"
         return [
-            self._ask(region, a, b, WRITE if write else READ, True, target)
+            self._ask(region, a, b, WRITE if write else READ, GUESS, target)
             for first, last in split(start, min(stop, region.pages), region.per_extent)
             for a, b, state in region.table.runs(first, last)
             if state == ABSENT
@@ -229,7 +236,9 @@ class NodeMachine:
             if state & LOST or state & HELD >= wanted:
                 prefetch.owed.difference_update(range(a, b))
             elif not state & PENDING:
-                effects += [self._ask(region, x, y, op, False, prefetch.waiter) for x, y in _runs(prefetch.owed, a, b)]
+                effects += [
+                    self._ask(region, x, y, op, PREFETCH, prefetch.waiter) for x, y in _runs(prefetch.owed, a, b)
+                ]
         if not prefetch.owed:
             effects.append(Finished(prefetch.waiter))
 
@@ -238,7 +247,7 @@ class NodeMachine:
         region = self._regions[number]
         self._cause = "an eviction"
         return [
-            self._ask(region, a, b, EVICT, False, None)
+            self._ask(region, a, b, EVICT, FAULT, None)
             for first, last in split(start, stop, region.per_extent)
             for a, b, state in region.table.runs(first, last)
             if state == SHARED
@@ -275,11 +284,11 @@ class NodeMachine:
             if ask.target is waiter:
                 ask.target = None
 
-    def _ask(self, region: _Region, start: int, stop: int, op: int, ahead: bool, target: Waiter) -> Send:
+    def _ask(self, region: _Region, start: int, stop: int, op: int, need: int, target: Waiter) -> Send:
         self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
-        region.asks[generation] = Ask(generation, start, stop, op, ahead, target)
+        region.asks[generation] = Ask(generation, start, stop, op, need, target)
         self._move(region, start, stop, pages.ASK[op])
-        return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, ahead))
+        return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, need))
 
     # -- messages ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dsm.memory import Staging
 from dsm.story import Story
 from dsm.uffd import FLAG_WP, FLAG_WRITE
 from nodes import effects
-from nodes.bulk import Bulk
+from nodes.bulk import Bulk, Frame
 from nodes.machine import NodeMachine
 from nodes.memory import Blame, Mapping, RegionMemory
 
@@ -101,9 +101,9 @@ class Pager:
         """What was on its way to a node that has gone goes nowhere; what it was to take away is taken away."""
         self._links.member_left(m.node)
         self.run(self.machine.step(m))
-        for fetch, start, count in self.bulk.cancel(requester=m.node):
-            if not fetch.keep:
-                self.regions[fetch.region].drop(start, count)
+        for frame in self.bulk.cancel(requester=m.node):
+            if not frame.fetch.keep and not self._is_void(frame):
+                self.regions[frame.fetch.region].drop(frame.start, frame.count)
 
     def withdraw(self) -> None:
         """This node leaves: nothing here may be read or written any more."""
@@ -212,14 +212,14 @@ class Pager:
         region = self.regions[fetch.region]
         if e.protect:
             region.protect(fetch.start, fetch.count)
-        if fetch.ahead or fetch.count > pages_per_frame(region.page_size):
+        if fetch.ahead:
             self.bulk.add(fetch, pages_per_frame(region.page_size))
         else:
             self._send_pages(region, fetch, fetch.start, fetch.count, False)
 
     def _expedite(self, e: effects.Expedite) -> None:
         frame = self.bulk.expedite(e.hurry)
-        if frame is not None:
+        if frame is not None and not self._is_void(frame):
             self._send_pages(self.regions[frame.fetch.region], *frame, False)
 
     def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
@@ -237,8 +237,14 @@ class Pager:
         """Send one frame of what nobody waits for, if a peer takes it."""
         frame = self.bulk.next(self._links.takes_bulk)
         self.bulk_waits = frame is None
-        if frame is not None:
+        if frame is not None and not self._is_void(frame):
             self._send_pages(self.regions[frame.fetch.region], *frame, True)
+
+    def _is_void(self, frame: Frame) -> bool:
+        """Have pages that were to be handed over come back before they were sent? A requester that said Done without
+        having got them has lied; that must not cost this node what it has written since."""
+        fetch, start, count = frame
+        return not fetch.keep and self.machine.holds(fetch.region, start, start + count)
 
     def expire_holds(self) -> int:
         """End the holds that are over. In how many microseconds somebody waits for the next one, 0 if nobody does."""

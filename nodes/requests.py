@@ -31,14 +31,14 @@ class Ask:
     """The open request ``generation``; ``left`` of its pages are not settled; ``target`` asked for them, or will touch
     them next."""
 
-    __slots__ = ("ahead", "generation", "left", "op", "over", "parts", "start", "stop", "target")
+    __slots__ = ("generation", "left", "need", "op", "over", "parts", "start", "stop", "target")
 
-    def __init__(self, generation: int, start: int, stop: int, op: int, ahead: bool, target: Waiter) -> None:
+    def __init__(self, generation: int, start: int, stop: int, op: int, need: int, target: Waiter) -> None:
         self.generation = generation
         self.start = start
         self.stop = stop
         self.op = op
-        self.ahead = ahead
+        self.need = need
         self.left = stop - start
         self.target = target
         self.parts: dict[int, Part] = {}  # by first page

@@ -16,7 +16,7 @@ from dsm.errors import ProtocolError, VersionMismatch
 REFUSED = (ProtocolError, VersionMismatch)
 
 LAYOUT = """
-    Request(region, generation, start, count, op, ahead)
+    Request(region, generation, start, count, op, need)
     Done(region, generation, start, count)
     Grant(region, generation, start, count, acks, zero)
     Fetch(region, generation, start, count, requester, acks, keep, ahead)
@@ -151,11 +151,12 @@ def test_no_message_is_listed_twice() -> None:
 
 
 def test_bytes_on_the_wire() -> None:
-    request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, ahead=False)
-    assert wire.encode(request) == bytes.fromhex("98 01 00 03 07 cf0000010000000000 10 01 c2")
+    request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
+    assert wire.encode(request) == bytes.fromhex("98 01 00 03 07 cf0000010000000000 10 01 01")
     assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 01 15 05 a4") + b"grid"
     assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 01 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
+    assert (wire.FAULT, wire.GUESS, wire.PREFETCH) == (0, 1, 2)
 
 
 @every_message

@@ -203,7 +203,7 @@ class Node:
         if e.protect:
             for application in self.applications:
                 application.unprotected.difference_update(range(fetch.start, fetch.start + fetch.count))
-        if fetch.ahead or fetch.count > self.cluster.frame_pages:
+        if fetch.ahead:
             self.bulk.add(fetch, self.cluster.frame_pages)
         else:
             self._send_pages(fetch, fetch.start, fetch.count, False)

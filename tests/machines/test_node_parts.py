@@ -5,7 +5,22 @@ from __future__ import annotations
 import pytest
 
 from dsm.errors import ProtocolError, Violation
-from dsm.wire import READ, WRITE, Ack, Data, Done, Fetch, GaveUp, Grant, Hurry, Invalidate, Message, Orphan, Request
+from dsm.wire import (
+    PREFETCH,
+    READ,
+    WRITE,
+    Ack,
+    Data,
+    Done,
+    Fetch,
+    GaveUp,
+    Grant,
+    Hurry,
+    Invalidate,
+    Message,
+    Orphan,
+    Request,
+)
 from nodes.bulk import Bulk, Frame
 from nodes.effects import Expedite, Finished, Hold, Install, Resume, Send, Supply, Unprotect
 from nodes.machine import NodeMachine
@@ -190,7 +205,7 @@ def test_an_application_that_has_detached_is_waited_for_no_more(node: NodeMachin
 
 def test_a_prefetch_of_what_is_here_is_over_at_once(node: NodeMachine) -> None:
     (effect,) = node.prefetch(1, 0, 4, False, "a")
-    assert isinstance(effect, Send) and effect.message == Request(1, 1, 0, 4, READ, False)
+    assert isinstance(effect, Send) and effect.message == Request(1, 1, 0, 4, READ, PREFETCH)
     assert node.step(Grant(1, 1, 0, 4, 0, True))[-1] == Finished("a")
     assert node.prefetch(1, 1, 3, False, "a") == [Finished("a")]
 

@@ -95,8 +95,8 @@ def lawless(plan: random.Random) -> list[wire.Message]:
     """Messages that are well formed, from somebody who has no business to send them."""
     far = (1 << 63) - 1
     return [
-        wire.Request(1, 1, 0, 1, wire.WRITE, False),
-        wire.Request(99, 1, far, 0xFFFFFFFF, 255, True),
+        wire.Request(1, 1, 0, 1, wire.WRITE, wire.FAULT),
+        wire.Request(99, 1, far, 0xFFFFFFFF, 255, wire.GUESS),
         wire.Done(1, 1, 0, 1),
         wire.Done(1, 1, far, 0),
         wire.Grant(1, 1, 0, 1, 0, True),

@@ -82,8 +82,10 @@ def test_a_member_with_an_address_that_is_none(cluster: Cluster, probe: Probe) -
             assert sock.poll(int(LIMIT_S * 1000))
             if isinstance(wire.decode(sock.recv()), wire.Welcome):
                 for page in (100 + number, 300 + number):  # nobody's
-                    sock.send(wire.encode(wire.Request(1, page, page, 1, wire.READ, False)))
-                sock.send(wire.encode(wire.Request(1, 5, 1, 1, wire.READ, False)))  # the first page of the first probe
+                    sock.send(wire.encode(wire.Request(1, page, page, 1, wire.READ, wire.FAULT)))
+                sock.send(
+                    wire.encode(wire.Request(1, 5, 1, 1, wire.READ, wire.FAULT))
+                )  # the first page of the first probe
                 sock.send(wire.encode(wire.Leave()))
                 time.sleep(0.1)
         until(lambda: len(cluster.status()["cluster"]["nodes"]) == 2, "the end of its membership")
