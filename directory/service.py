@@ -139,9 +139,8 @@ class Directory:
         except errors.InvalidArgument as error:
             self._answer(identity, wire.failure(0, error))
             return
-        if any(node.name == m.name for node in self._nodes.values()):
-            text = f"a node named {m.name!r} is here already: give this one another --name"
-            self._answer(identity, wire.Failure(0, "NodeNameInUse", text))
+        if clash := self._clash(m):
+            self._answer(identity, wire.Failure(0, "NodeNameInUse", clash))
             return
         if self._last_node >= constants.NODES_MAX:
             self._answer(identity, wire.Failure(0, "InvalidArgument", "this directory has run out of node numbers"))
@@ -155,6 +154,23 @@ class Directory:
         self._nodes[newcomer.number] = newcomer
         self._by_identity[identity] = newcomer
         log.info("node %d %r joined from %s", newcomer.number, newcomer.name, newcomer.address)
+
+    def _clash(self, m: wire.Join) -> str:
+        """Why a newcomer cannot be told from a node that is here, or not be reached from it; '' if it can."""
+        for node in self._nodes.values():
+            if node.name == m.name:
+                return f"a node named {m.name!r} is here already: give this one another --name"
+            if node.address == m.address:
+                return (
+                    f"node {node.name!r} is here already with the address {m.address}: give this one its own with "
+                    f"--listen (one that was killed is forgotten after {constants.LEASE_S:g} s)"
+                )
+            if transport.is_loopback(node.address) != transport.is_loopback(m.address):
+                return (
+                    f"node {node.name!r} listens on {node.address}, this one on {m.address}: other hosts cannot reach "
+                    "a loopback address; give both a --listen with the address of their host"
+                )
+        return ""
 
     def _heartbeat(self, node: _Node, m: wire.Heartbeat) -> None:
         node.applications = m.applications

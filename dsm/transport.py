@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import re
 import socket
 from collections.abc import Iterator
@@ -54,8 +55,8 @@ _ADDRESS: Final = re.compile(r"tcp://(?P<host>[\w.-]+|\*|\[[0-9a-fA-F:.]+(%\w+)?
 
 
 def check_address(address: str, *, peer: bool = False) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``. Where it is not that of a ``peer``, but to
-    be listened on, both may be ``*`` for any."""
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://HOST:PORT``. Where it is not that of a ``peer``,
+    but to be listened on, both may be ``*`` for any."""
     match = _ADDRESS.fullmatch(address)
     if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
         raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
@@ -193,6 +194,37 @@ def unreachable(address: str, timeout_s: float) -> str:
 def _asking(address: str) -> Iterator[Socket]:
     with context() as ctx, dealer(ctx, address) as sock:
         yield sock
+
+
+def is_loopback(address: str) -> bool:
+    """Does ``address`` name the host itself, whichever that is? False for a host's name: nothing is looked up."""
+    host = _host(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_reachable(bound: str, directory: str) -> None:
+    """Raise :class:`InvalidArgument` if only this host can reach ``bound``, but others the directory: they would send
+    what is for this node to themselves."""
+    if not is_loopback(bound) or is_loopback(directory):
+        return
+    try:
+        # A name may be one of the loopback, too. What cannot be looked up cannot be reached, which is said later.
+        if is_loopback(f"tcp://{socket.gethostbyname(_host(directory))}:0"):
+            return
+    except (OSError, UnicodeError):
+        pass
+    port = bound.rpartition(":")[2]
+    raise InvalidArgument(
+        f"other hosts cannot reach {bound}, but the directory is at {directory}: give --listen tcp://IP:{port} with "
+        f"this host's address, or tcp://0.0.0.0:{port}, which takes the one from which the directory is reached"
+    )
+
+
+def _host(address: str) -> str:
+    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
 def reachable(bound: str, towards: str) -> str:
