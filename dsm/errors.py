@@ -70,7 +70,7 @@ class DirectoryUnreachable(DsmError, ConnectionError):
 
 
 class NodeNameInUse(DsmError, FileExistsError):
-    """Another live node has this name or address, or one that goes with neither."""
+    """Another live node has this name or address, or cannot reach the newcomer's address."""
 
 
 class VersionMismatch(DsmError, ConnectionError):
