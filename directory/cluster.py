@@ -14,7 +14,7 @@ from directory.machine import PageMachine
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import constants, errors, wire
-from dsm.address import check_address
+from dsm.address import check_address, is_loopback
 from dsm.geometry import pages_in
 from dsm.story import Story, text
 
@@ -121,9 +121,8 @@ class Cluster:
             check_address(m.address, peer=True)
         except errors.InvalidArgument as error:
             return [(identity, wire.failure(0, error))]
-        if any(node.name == m.name for node in self._nodes.values()):
-            text = f"a node named {m.name!r} is here already: give this one another --name"
-            return [(identity, wire.Failure(0, "NodeNameInUse", text))]
+        if clash := self._clash(m):
+            return [(identity, wire.Failure(0, "NodeNameInUse", clash))]
         if self._last_node >= constants.NODES_MAX:
             return [(identity, wire.Failure(0, "InvalidArgument", "this directory has run out of node numbers"))]
         self._last_node += 1
@@ -136,6 +135,23 @@ class Cluster:
         self._by_identity[identity] = newcomer
         self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
         return out
+
+    def _clash(self, m: wire.Join) -> str:
+        """Why a newcomer cannot be told from a node that is here, or not be reached from it; '' if it can."""
+        for node in self._nodes.values():
+            if node.name == m.name:
+                return f"a node named {m.name!r} is here already: give this one another --name"
+            if node.address == m.address:
+                return (
+                    f"node {node.name!r} is here already with the address {m.address}: give this one its own with "
+                    f"--listen (one that was killed is forgotten after {constants.LEASE_S:g} s)"
+                )
+            if is_loopback(node.address) != is_loopback(m.address):
+                return (
+                    f"node {node.name!r} listens on {node.address}, this one on {m.address}: other hosts cannot reach "
+                    "a loopback address; give both a --listen with the address of their host"
+                )
+        return ""
 
     def _heartbeat(self, node: _Node, m: wire.Heartbeat) -> Outgoing:
         node.applications = m.applications

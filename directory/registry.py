@@ -60,8 +60,14 @@ class Registry:
         return region, number is None
 
     def _create(self, m: Open) -> Region:
-        if m.create == MUST_EXIST or not m.size:
-            raise RegionNotFound(f"there is no region {m.name!r}: give a size or a shape to create it")
+        if not m.size:
+            raise RegionNotFound(
+                f"there is no region {m.name!r}: give a size or a shape, and not create=False, to create it"
+            )
+        if m.create == MUST_EXIST:
+            raise RegionNotFound(
+                f"there is no region {m.name!r}, and create=False forbids to create it: leave that out"
+            )
         page_size = m.page_size or PAGE_BYTES
         check_size(m.size, page_size)
         _check_options(m.options)
@@ -128,6 +134,11 @@ def _check_options(options: dict[str, Any]) -> None:
 def _check_same(region: Region, m: Open) -> None:
     if m.create == MUST_NOT_EXIST:
         raise RegionExists(f"region {region.name!r} exists already: attach without create=True, or unlink it first")
+    if "shape" in m.options and "shape" not in region.options:
+        raise RegionMismatch(
+            f"region {region.name!r} was created by its size alone, {region.size} bytes: attach without shape and "
+            "dtype and use region.ndarray(shape, dtype), or unlink it first"
+        )
     differs = _difference(region, m)
     if differs:
         what, theirs, ours = differs

@@ -38,13 +38,24 @@ _LAZY = {"Barrier": "dsm.sync", "Lock": "dsm.sync", "Region": "dsm.region", "att
 
 
 def rank() -> int:
-    """The number of this process among those that ``dsm run`` started, from 0; 0 outside of it."""
-    return _from_environment("DSM_RANK", 0)
+    """The number of this process among :func:`world_size`, from 0: ``DSM_RANK``, which ``dsm run`` sets; else 0.
+
+    Raises :class:`~dsm.errors.InvalidArgument` if that is no number below ``world_size()``.
+    """
+    number, processes = _from_environment("DSM_RANK", 0), world_size()
+    if number >= processes:
+        raise errors.InvalidArgument(
+            f"DSM_RANK is {number} among {processes} (DSM_WORLD_SIZE): ranks count from 0, and both are set together"
+        )
+    return number
 
 
 def world_size() -> int:
-    """How many processes ``dsm run`` started; 1 outside of it."""
-    return _from_environment("DSM_WORLD_SIZE", 1)
+    """How many processes there are: ``DSM_WORLD_SIZE``, which ``dsm run`` sets; else 1."""
+    processes = _from_environment("DSM_WORLD_SIZE", 1)
+    if not processes:
+        raise errors.InvalidArgument("DSM_WORLD_SIZE is 0: it counts this process, too")
+    return processes
 
 
 def _from_environment(name: str, otherwise: int) -> int:
@@ -52,7 +63,9 @@ def _from_environment(name: str, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not text.isdecimal():
-        raise errors.InvalidArgument(f"{name} is {text!r}, not a number: `dsm run` sets it, nobody else should")
+        raise errors.InvalidArgument(
+            f"{name} is {text!r}, not a number: `dsm run` sets it; without it, give each process its own"
+        )
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -16,3 +17,17 @@ def check_address(address: str, *, peer: bool = False) -> None:
     match = _ADDRESS.fullmatch(address)
     if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
         raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
+
+
+def is_loopback(address: str) -> bool:
+    """Does ``address`` name the host itself, whichever that is? False for a host's name: nothing is looked up."""
+    host = host_of(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_of(address: str) -> str:
+    """Its host, without the brackets of an IPv6 address."""
+    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")

@@ -20,7 +20,7 @@ FRAME_BYTES: Final = 64 << 10
 """Page data travels in frames of this size: the fastest over pyzmq (DESIGN.md, decision 11)."""
 
 REGION_BYTES_MAX: Final = 1 << 47
-"""The user half of a 48-bit address space: nothing larger can be mapped."""
+"""The user half of a 48-bit address space. A region must be smaller than that, and fit a gap of its processes'."""
 
 REGIONS_MAX: Final = 1 << 20
 NODES_MAX: Final = (1 << 16) - 1

@@ -44,6 +44,7 @@ COMMIT_BYTES_MIN: Final = 1 << 30
 """Where the kernel counts every page against a commit limit, this much should be left of it."""
 
 _DEVICE_OPTION: Final = f"docker run --device {uffd.DEVICE} ..."
+_GROUP: Final = f"sudo chgrp $(id -g) {uffd.DEVICE} && sudo chmod g+rw {uffd.DEVICE}"
 _SYSCTL: Final = Path("/proc/sys/vm/unprivileged_userfaultfd")
 _MARKS: Final = {"/.dockerenv": "Docker", "/run/.containerenv": "Podman"}
 _CGROUP_MARK: Final = re.compile(r"docker|kubepods|containerd|libpod|lxc")
@@ -165,7 +166,7 @@ def _probe() -> tuple[bool, frozenset[str] | UserfaultfdUnavailable]:
 def userfaultfd(offered: frozenset[str] | UserfaultfdUnavailable, device: bool, fix: str) -> Check:
     """Whether a node of this user could make userfaultfds, and applications of this user get them."""
     if isinstance(offered, UserfaultfdUnavailable):
-        return Check("userfaultfd", False, str(offered), fix)
+        return Check("userfaultfd", False, str(offered).removesuffix(uffd.SAYS_MORE), fix)
     if device:
         return Check("userfaultfd", True, f"through {uffd.DEVICE}")
     return Check("userfaultfd", True, "by the system call (CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1)")
@@ -192,10 +193,10 @@ def access_fix(host: str, user: str, *, exists: bool, minor: str, sysctl: bool) 
     ``exists``: the device file; ``minor``: its number, '' without such a device; ``sysctl``: there is one for the call.
     """
     own = f"sudo chown {user or 0} {uffd.DEVICE}"
-    if host or (exists and not user):  # root that may not open it: a device control group, whatever the container is
+    if exists and user:  # permission is what is missing, in a container or not; the owner stays
+        return f"{_GROUP}  # until the next boot (then a udev rule does); or run the node as root"
+    if host or exists:  # root that may not open it: a device control group, whatever the container is
         return _DEVICE_OPTION
-    if exists:
-        return own
     if minor:
         return f"sudo mknod -m 0600 {uffd.DEVICE} c 10 {minor} && {own}"
     return "sudo sysctl -w vm.unprivileged_userfaultfd=1" if sysctl else ""

@@ -12,7 +12,7 @@
     ├── NodeUnreachable          (ConnectionError)  no agent answers on the local socket
     ├── NodeExhausted            (OSError)          the agent has no descriptor left for one more mapping
     ├── DirectoryUnreachable     (ConnectionError)
-    ├── NodeNameInUse            (FileExistsError)  another live node has this name
+    ├── NodeNameInUse            (FileExistsError)  another live node has this name or address
     ├── VersionMismatch          (ConnectionError)  the other side speaks another protocol version
     ├── PermissionDenied         (PermissionError)  the agent belongs to somebody else
     ├── UserfaultfdUnavailable   (OSError)          kernel, device or privilege is missing; `dsm doctor` says which
@@ -70,7 +70,7 @@ class DirectoryUnreachable(DsmError, ConnectionError):
 
 
 class NodeNameInUse(DsmError, FileExistsError):
-    """Another live node has this name."""
+    """Another live node has this name or address, or cannot reach the newcomer's address."""
 
 
 class VersionMismatch(DsmError, ConnectionError):

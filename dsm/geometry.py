@@ -18,7 +18,7 @@ def check_size(size: int, page_size: int) -> None:
         )
     if size > REGION_BYTES_MAX:
         raise RegionTooLarge(
-            f"{size} bytes do not fit the address space: the largest region is {REGION_BYTES_MAX} bytes"
+            f"{size} bytes do not fit any address space, which has {REGION_BYTES_MAX} bytes: choose a smaller region"
         )
 
 

@@ -190,9 +190,10 @@ def _connect_error(path: Path, error: OSError, timeout: float) -> OSError:
         if error.errno == errno.EAGAIN
         else f"no node agent answers at {path} ({error.strerror})"
     )
+    named = os.environ.get("DSM_NODE")
     return NodeUnreachable(
         f"{what}: start one with `dsm node --directory ADDRESS --listen ADDRESS --socket {path}`, "
-        "run the program under `dsm run`, or unset DSM_NODE"
+        f"{'run the program under `dsm run`, or unset DSM_NODE' if named else 'or run the program under `dsm run`'}"
     )
 
 

@@ -10,10 +10,11 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 from struct import Struct
 from typing import Final
 
-from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES
+from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import RegionTooLarge
 
 _MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3; allows seals, and hosts with vm.memfd_noexec=2 insist on it
@@ -23,6 +24,7 @@ _MAP_FIXED_NOREPLACE: Final = 0x100000
 _MAP_NORESERVE: Final = 0x4000
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _PR_SET_PDEATHSIG: Final = 1
+_PIDFD_GETFD: Final = 438  # the same on x86-64 and aarch64
 _TFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK have these values
 _CLOCK_MONOTONIC: Final = 1
 
@@ -152,10 +154,25 @@ def check_address_space(length: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         mmap.mmap(-1, length, flags, 0).close()
     except (OSError, OverflowError, ValueError) as error:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        remedy = "" if limit == resource.RLIM_INFINITY else f", or raise its limit of {limit} bytes (`ulimit -v`)"
         raise RegionTooLarge(
-            f"{length} bytes do not fit the address space of this process ({error}): "
-            "choose a smaller region, or raise the limit (`ulimit -v`)"
+            f"{length} bytes do not fit the address space of this process, which has room for {_room()} bytes in one "
+            f"piece: choose a smaller region{remedy}"
         ) from error
+
+
+def _room() -> int:
+    """How many bytes can be mapped here, to the next lower multiple of a large unit: found by trying."""
+    low, high = 0, REGION_BYTES_MAX // EXTENT_BYTES
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            mmap.mmap(-1, middle * EXTENT_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, 0).close()
+            low = middle
+        except OSError:
+            high = middle
+    return low * EXTENT_BYTES
 
 
 def fills_single_pages() -> bool:
@@ -211,6 +228,18 @@ class Timer:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def take_descriptor(pid: int, fd: int) -> int:
+    """A duplicate of another process's descriptor (pidfd_getfd(2)). ``OSError`` where this process may not trace it."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        taken: int = _libc.syscall(ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(fd), ctypes.c_uint(0))
+    finally:
+        os.close(pidfd)
+    if taken < 0:
+        raise _fail("taking a descriptor")
+    return taken
 
 
 def die_with_parent(signal: int) -> None:

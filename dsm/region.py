@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from dsm import client, geometry, local, memory, wire
-from dsm.constants import PAGE_BYTES
+from dsm.constants import PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import InvalidArgument, NodeUnreachable, ProtocolError, RegionClosed
 from dsm.forking import Mapping, map_region
 
@@ -218,14 +218,14 @@ def _question(
     client.check_name(name, "region")
     if create not in (None, True, False):
         raise InvalidArgument(f"create is True, False or None, not {create!r}")
-    asked = None if size is None else _integer(size, "size")
+    asked = None if size is None else _bytes(size)
     unit = PAGE_BYTES if page_size is None else _integer(page_size, "page_size")
     options: dict[str, Any] = {}
     if shape is not None:
         asked, options = _array_size(asked, shape, "f8" if dtype is None else dtype)
     elif dtype is not None:
         raise InvalidArgument("dtype needs a shape: give shape=, or leave dtype out and use region.ndarray()")
-    geometry.check_size(1 if asked is None else asked, unit)
+    geometry.check_size(1 if asked is None else min(asked, REGION_BYTES_MAX), unit)
     if asked is None:
         if create:
             raise InvalidArgument("create=True needs a size or a shape")
@@ -246,6 +246,13 @@ def _array_size(size: int | None, shape: Shape, dtype: npt.DTypeLike) -> tuple[i
             f"an array of shape {dims} and dtype {base} has {length} bytes, not {size}: leave size out"
         )
     return length, {"shape": list(dims), "dtype": _dtype_text(base)}
+
+
+def _bytes(size: object) -> int:
+    try:
+        return _integer(size, "size")
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error}: it counts bytes; give the shape of an array as shape=") from None
 
 
 def _integer(value: object, what: str) -> int:

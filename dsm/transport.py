@@ -18,7 +18,7 @@ import zmq
 from zmq.backend import zmq_poll
 
 from dsm import wire
-from dsm.address import check_address
+from dsm.address import check_address, host_of, is_loopback
 from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES
 from dsm.errors import DirectoryUnreachable, InvalidArgument, from_wire
 
@@ -182,6 +182,24 @@ def unreachable(address: str, timeout_s: float) -> str:
 def _asking(address: str) -> Iterator[Socket]:
     with context() as ctx, dealer(ctx, address) as sock:
         yield sock
+
+
+def check_reachable(bound: str, directory: str) -> None:
+    """Raise :class:`InvalidArgument` if only this host can reach ``bound``, but others the directory: they would send
+    what is for this node to themselves."""
+    if not is_loopback(bound) or is_loopback(directory):
+        return
+    try:
+        # A name may be one of the loopback, too. What cannot be looked up cannot be reached, which is said later.
+        if is_loopback(f"tcp://{socket.gethostbyname(host_of(directory))}:0"):
+            return
+    except (OSError, UnicodeError):
+        pass
+    port = bound.rpartition(":")[2]
+    raise InvalidArgument(
+        f"other hosts cannot reach {bound}, but the directory is at {directory}: give --listen tcp://IP:{port} with "
+        f"this host's address, or tcp://0.0.0.0:{port}, which takes the one from which the directory is reached"
+    )
 
 
 def reachable(bound: str, towards: str) -> str:

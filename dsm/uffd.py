@@ -43,6 +43,9 @@ _INITIALIZED: Final = 1 << 31
 SYSCALL_NUMBERS: Final = {"x86_64": 323, "aarch64": 282}
 """By what uname(2) calls the machine."""
 
+SAYS_MORE: Final = "; `dsm doctor` says more"
+"""How an error of this file ends, wherever it is not that very command that shows it."""
+
 _API: Final = 0xAA
 _IOC_NEW: Final = 0xAA00
 _IOC_API: Final = 0xC018AA3F
@@ -146,13 +149,13 @@ def _new(device: int | None) -> int:
 
 
 def _unavailable(number: int | None, what: str) -> UserfaultfdUnavailable:
+    there = "" if os.path.exists(DEVICE) else f" (in a container: `--device {DEVICE}`)"
     remedy = {
-        errno.EPERM: "run the node as root or let its user open /dev/userfaultfd (in a container: "
-        "`--device /dev/userfaultfd`)",
+        errno.EPERM: f"run the node as root or let its user open {DEVICE}{there}",
         errno.ENOSYS: "the kernel was built without CONFIG_USERFAULTFD",
         errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     }.get(number or 0, "run `dsm doctor`")
-    return UserfaultfdUnavailable(f"{what} was refused ({os.strerror(number or 0)}): {remedy}; `dsm doctor` says more")
+    return UserfaultfdUnavailable(f"{what} was refused ({os.strerror(number or 0)}): {remedy}{SAYS_MORE}")
 
 
 def _needed_bits() -> int:

@@ -14,10 +14,12 @@ from dsm import daemon, local, memory, uffd
 from dsm.errors import DsmError, UserfaultfdUnavailable
 from nodes.agent import Agent
 
+_LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 for the one that reaches the directory."
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--directory", default="tcp://127.0.0.1:7400", show_default=True, help="Where the directory listens.")
-@click.option("--listen", default="tcp://127.0.0.1:7401", show_default=True, help="tcp://IP:PORT for the other nodes.")
+@click.option("--listen", default="tcp://127.0.0.1:7401", show_default=True, help=_LISTEN)
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")
 @click.option("--name", help="Name of this node, unique in the cluster.  [default: the host's name]")
 @click.option("--group", help="Let the members of this Unix group use the node, too.")

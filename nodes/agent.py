@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ log = logging.getLogger("dsm.node")
 
 _UNUSED_S: Final = 30.0
 """How long an agent that leaves with its last application waits for its first."""
+
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Agent:
@@ -230,7 +233,7 @@ class Agent:
         for region in self.pager.regions.values():
             only_here = self.pager.machine.counts(region.number)["exclusive"]
             if only_here and not self._end_applications:  # a launcher ends everybody: nobody will miss them
-                log.warning("leaving with the only copy of %d pages of region %r", only_here, region.name)
+                log.warning("leaving with the only copy of at least %d pages of region %r", only_here, region.name)
         self.pager.withdraw()  # before the others may go on without this node
         self.applications.close()
         self.links.close()
@@ -289,10 +292,17 @@ def _tell(pid: int, line: str) -> None:
     Only for processes of the agent's own user, whose files it may write anyway, and never waiting for a reader.
     """
     log.error("%s (process %d)", line, pid)
+    data = line.encode() + b"\n"
     with contextlib.suppress(OSError):
         if pid and os.stat(f"/proc/{pid}").st_uid == os.getuid():
-            fd = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             try:
-                os.write(fd, line.encode() + b"\n")
+                fd = os.open(f"/proc/{pid}/fd/2", _APPEND)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a socket, as under systemd: it cannot be opened, only taken
+                    with socket.socket(fileno=memory.take_descriptor(pid, 2)) as stream:
+                        stream.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return
+            try:
+                os.write(fd, data)
             finally:
                 os.close(fd)

@@ -117,9 +117,10 @@ class Applications:
         """Did any application ever connect?"""
         return self._served_any
 
-    def processes(self) -> int:
-        """How many processes are connected."""
-        return len({connection.pid or connection for connection in self._connections | self._silent})
+    def processes(self, besides: _Connection | None = None) -> int:
+        """How many processes are connected, not counting the connection ``besides``."""
+        connections = (self._connections | self._silent) - {besides}
+        return len({connection.pid or connection for connection in connections})
 
     def close(self) -> None:
         """Take no more connections, remove the socket, drop those that are there."""
@@ -422,13 +423,17 @@ class Applications:
             self._pass(connection, m)
             return
         agent = self._agent
+        applications = self.processes(besides=connection)
+        for row in m.value.get("nodes", []):
+            if row.get("id") == agent.links.node:  # the directory knows it as of the last heartbeat
+                row["applications"] = applications
         node = {
             "name": agent.name,
             "id": agent.links.node,
             "address": agent.links.address,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - agent.started_s, 3),
-            "applications": self.processes(),
+            "applications": applications,
             "counters": {"rejected": agent.rejected, "late": agent.pager.machine.late},
             "regions": {region.name: region.stats.report(region.page_size) for region in agent.pager.regions.values()},
         }

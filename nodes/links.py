@@ -16,6 +16,7 @@ class Links:
         try:
             self.inbox, bound = transport.inbox(self._context, listen)
             self.address = transport.reachable(bound, directory)
+            transport.check_reachable(self.address, directory)
             self.directory = transport.dealer(self._context, directory)
             self.directory_address = directory
             self.node = self._join(name)

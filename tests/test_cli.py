@@ -16,6 +16,7 @@ import pytest
 
 from dsm import cli, doctor, errors, local, wire
 from dsm.cli.status import human
+from nodes import statistics
 
 Dsm = Callable[..., int]
 
@@ -138,7 +139,7 @@ def test_doctor_as_json(dsm: Dsm, checks: list[doctor.Check], capsys: pytest.Cap
 # --- status --------------------------------------------------------------------------------------------
 
 STATUS: dict[str, Any] = {
-    "node": {"name": "b", "id": 2, "pid": 77, "uptime_s": 12.5, "counters": {"read faults": 41, "upgrades": 7}},
+    "node": {"name": "b", "id": 2, "pid": 77, "uptime_s": 12.5, "counters": {"late": 41, "rejected": 7}},
     "directory": "tcp://10.0.0.1:7400",
     "cluster": {
         "nodes": [
@@ -202,10 +203,29 @@ def test_status_as_tables(dsm: Dsm, agent: Agent, capsys: pytest.CaptureFixture[
     assert row(shown, "1", "a") == ["1", "a", "tcp://10.0.0.1:7401", "3", "up", "0.2", "s", "ago"]
     assert row(shown, "2", "b") == ["2", "b", "tcp://10.0.0.2:7401", "0", "late", "9.0", "s", "ago"]
     assert row(shown, "grid[0]") == ["grid[0]", "1.5", "GiB", "4", "KiB", "11", "5", "6", "0", "a,", "b"]
-    assert row(shown, "read", "faults") == ["read", "faults", "41"]
+    assert row(shown, "late", "41")[2:4] == ["answers", "to"]
     assert row(shown, "l") == ["l", "a", "2"]
     assert "barriers" not in shown
     assert "tcp://10.0.0.1:7400" in shown
+
+
+def test_status_shows_the_faults_and_the_traffic_of_the_node(
+    dsm: Dsm, agent: Agent, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # standard output is no terminal here: nothing is cut
+    histogram = statistics.Statistics()
+    histogram.faults["read"].add(100_000)
+    histogram.pages_in = 3
+    histogram.invalidations = 2
+    name = "long" * 20
+    agent(wire.Answer(0, STATUS | {"node": STATUS["node"] | {"regions": {name: histogram.report(4096)}}}))
+    assert dsm("status") == 0
+    shown = capsys.readouterr().out
+    assert row(shown, name, "read")[2] == "1"
+    assert row(shown, name, "12") == [name, "12", "KiB", "0", "B", "2"]
+    assert f"{name}  write" not in shown
+    for header in ("page size", "exclusive", "attached", "last heartbeat"):
+        assert header in shown
 
 
 def test_status_as_json(dsm: Dsm, agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:

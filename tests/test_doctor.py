@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -17,6 +18,10 @@ from dsm.errors import RegionTooLarge, UserfaultfdUnavailable
 
 DEBIAN = {"ID": "debian", "VERSION_CODENAME": "bookworm", "VERSION_ID": "12"}
 UBUNTU = {"ID": "ubuntu", "VERSION_CODENAME": "jammy", "VERSION_ID": "22.04"}
+GIVE_GROUP = (
+    "sudo chgrp $(id -g) /dev/userfaultfd && sudo chmod g+rw /dev/userfaultfd"
+    "  # until the next boot (then a udev rule does); or run the node as root"
+)
 NO_LIMIT = resource.RLIM_INFINITY
 PYPROJECT = Path(doctor.__file__).parent.parent / "pyproject.toml"
 
@@ -148,6 +153,18 @@ def test_userfaultfd_by_either_way() -> None:
     )
 
 
+def test_the_doctor_does_not_refer_to_itself() -> None:
+    told = uffd._unavailable(errno.EPERM, "a userfaultfd")
+    assert "dsm doctor" in str(told)
+    assert "dsm doctor" not in refused(doctor.userfaultfd(told, False, "fix")).detail
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_device_that_is_there_need_not_be_brought_in(exists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: exists)
+    assert ("--device" in str(uffd._unavailable(errno.EPERM, "a userfaultfd"))) is not exists
+
+
 def test_features_that_are_missing_are_named() -> None:
     assert doctor.features(uffd.NEEDED | {"MOVE"}, "fix").ok
     assert refused(doctor.features(uffd.NEEDED - {"POISON"}, "fix")).detail == "missing: POISON"
@@ -157,9 +174,10 @@ def test_features_that_are_missing_are_named() -> None:
     ("host", "user", "exists", "minor", "sysctl", "fix"),
     [
         ("Docker", "", False, "257", True, "docker run --device /dev/userfaultfd ..."),
-        ("Docker", "1000", True, "257", True, "docker run --device /dev/userfaultfd ..."),
+        ("Docker", "1000", True, "257", True, GIVE_GROUP),
+        ("Docker", "1000", False, "257", True, "docker run --device /dev/userfaultfd ..."),
         ("", "", True, "257", True, "docker run --device /dev/userfaultfd ..."),
-        ("", "1000", True, "257", True, "sudo chown 1000 /dev/userfaultfd"),
+        ("", "1000", True, "257", True, GIVE_GROUP),
         (
             "",
             "1000",

@@ -63,7 +63,9 @@ OUTSIDE_WORLD = {
     "zmq",
 }
 
-OUTSIDE_DSM = {"client", "launch", "local", "memory", "region", "transport", "uffd"}
+OUTSIDE_DSM = {
+    "client", "daemon", "embedded", "forking", "launch", "local", "memory", "region", "sync", "transport", "uffd",
+}  # fmt: skip
 """Modules of dsm that are not pure: a pure module that imports one of them is not pure either."""
 
 ALLOWED = {("dsm/errors.py", "threading")}
@@ -131,6 +133,10 @@ def users(module: str) -> set[str]:
 
 def test_one_file_speaks_zeromq() -> None:
     assert users("zmq") == {"dsm/transport.py"}
+
+
+def test_one_file_speaks_messagepack() -> None:
+    assert users("msgpack") == {"dsm/wire.py"}
 
 
 def test_one_file_speaks_ioctl() -> None:

@@ -118,3 +118,8 @@ def test_rank_and_world_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSM_RANK", "first")
     with pytest.raises(errors.InvalidArgument, match="DSM_RANK is 'first'"):
         dsm.rank()
+    for rank, size in (("6", "6"), ("7", "6"), ("1", None), ("0", "0")):
+        monkeypatch.setenv("DSM_RANK", rank)
+        monkeypatch.setenv("DSM_WORLD_SIZE", size) if size else monkeypatch.delenv("DSM_WORLD_SIZE")
+        with pytest.raises(errors.InvalidArgument, match="DSM_WORLD_SIZE"):
+            dsm.rank()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import mmap
 import pickle
+import re
+import resource
 import socket
 import threading
 import weakref
@@ -34,6 +36,7 @@ NEVER_RIGHT: list[tuple[dict[str, Any], str]] = [
     ({"size": 0}, "at least one byte"),
     ({"size": -1}, "at least one byte"),
     ({"size": 1.5}, "size is a whole number"),
+    ({"size": (10, 10)}, "shape="),
     ({"size": "10"}, "size is a whole number"),
     ({"size": 10, "page_size": 0}, "use a multiple of 4096"),
     ({"size": 10, "page_size": 1000}, "use a multiple of 4096"),
@@ -68,8 +71,20 @@ def test_refused(arguments: dict[str, Any], reason: str) -> None:
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("size", [REGION_BYTES_MAX, REGION_BYTES_MAX + 1, 1 << 70])
 def test_too_large(size: int) -> None:
-    with pytest.raises(errors.RegionTooLarge, match="do not fit"):
+    with pytest.raises(errors.RegionTooLarge, match="do not fit") as refused:
         dsm.attach("x", size)
+    room = int(re.findall(r"has room for (\d+) bytes", str(refused.value))[0])
+    mmap.mmap(-1, room - (1 << 30), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, 0).close()  # MAP_NORESERVE
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    assert ("ulimit" in str(refused.value)) is not unlimited
+
+
+def test_an_agent_that_does_not_answer_and_was_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in (False, True):
+        monkeypatch.setenv("DSM_NODE", "x") if named else monkeypatch.delenv("DSM_NODE", raising=False)
+        with pytest.raises(errors.NodeUnreachable, match="dsm run") as refused:
+            local.connect(tmp_path / "nobody", 1.0)
+        assert ("unset DSM_NODE" in str(refused.value)) is named
 
 
 @pytest.mark.usefixtures("nobody")

@@ -91,7 +91,8 @@ def _guard(conductor: int, signals: Collection[int], sockets: Path) -> int:
                 os.kill(os.getpid(), signal.SIGSTOP)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        _say(f"the process behind this one died: {launch.how_it_ended(code)}")
+        how = launch.how_it_ended(code)
+        _say(f"the process that looks after the ranks and their nodes died ({how}): all of them are ended")
     descendants.end(_soon())
     shutil.rmtree(sockets, ignore_errors=True)
     return _exit_code(code)

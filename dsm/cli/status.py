@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _QUESTION: Final = wire.Query(0, "status", 0, 0, 0)
 _LATE_S: Final = 3 * HEARTBEAT_S
 """Silent for longer, a node is shown as late: one heartbeat may be lost or slow without a meaning."""
+_PIPED_COLUMNS: Final = 10_000
+"""For a file or a pipe nothing is wrapped or cut: rich pads no line to the width."""
+_COUNTERS: Final = {
+    "late": "answers to requests that were over already; dropped",
+    "rejected": "messages and connections that broke the rules; refused",
+}
 
 
 @click.command("status")
@@ -26,7 +32,7 @@ _LATE_S: Final = 3 * HEARTBEAT_S
 @click.option("--node", type=click.Path(path_type=Path), metavar="SOCKET", help="Socket of the agent to ask.")
 @click.option("--directory", metavar="ADDRESS", help="Ask this directory instead of an agent: tcp://HOST:PORT.")
 def command(as_json: bool, node: Path | None, directory: str | None) -> None:
-    """Show nodes, regions, and this node's faults.
+    """Show nodes and regions, and of the node that is asked faults by region and kind, and traffic.
 
     Asks the agent at DSM_NODE or at this user's default socket unless told otherwise.
     """
@@ -49,6 +55,8 @@ def _print(status: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_COLUMNS
     node, cluster = status.get("node", {}), status.get("cluster", {})
     console.print(f"directory  {status.get('directory', '?')}", markup=False)
     if node:
@@ -59,8 +67,30 @@ def _print(status: dict[str, Any]) -> None:
     for title in ("locks", "barriers"):
         if cluster.get(title):
             console.print(_anything(title, cluster[title]))
-    if node.get("counters"):
-        console.print(table("this node's faults", ("what", "count"), sorted(node["counters"].items()), numbers={1}))
+    for made in _of_this_node(node.get("regions", {}), node.get("counters", {})):
+        console.print(made)
+
+
+def _of_this_node(regions: dict[str, dict[str, Any]], counters: dict[str, int]) -> Iterator[Table]:
+    faults = [
+        (name, kind, *_fields(row, "count", "p50_us", "p99_us"))
+        for name, region in regions.items()
+        for kind, row in region.get("faults", {}).items()
+        if row.get("count")
+    ]
+    if faults:
+        columns = ("region", "kind", "count", "p50 µs", "p99 µs")
+        yield table("faults of this node", columns, faults, numbers={2, 3, 4})
+    if regions:
+        traffic = [
+            (name, *(human(int(region.get(key, 0))) for key in ("bytes_in", "bytes_out")), region.get("invalidations"))
+            for name, region in regions.items()
+        ]
+        headers = ("region", "received", "sent", "pages invalidated")
+        yield table("traffic of this node", headers, traffic, numbers={1, 2, 3})
+    if counters:
+        rows = [(name, count, _COUNTERS.get(name, "")) for name, count in sorted(counters.items())]
+        yield table("messages this node did not take", ("what", "count", "meaning"), rows, numbers={1})
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> Table:

@@ -97,6 +97,23 @@ def test_regions_that_cannot_be(cluster: Cluster) -> None:
     assert cluster.run(use_it, node=1) == [5, 3.5, 1]
 
 
+def mistaken() -> list[str]:
+    dsm.attach("by size", 10_000)
+    hows: list[tuple[str, dict[str, Any]]] = [
+        ("nothing", {"shape": 3, "create": False}),
+        ("nothing", {}),
+        ("by size", {"shape": 1250}),
+    ]
+    return [raised(lambda: dsm.attach(name, **how))[1] for name, how in hows]  # noqa: B023
+
+
+def test_errors_say_what_was_the_matter(cluster: Cluster) -> None:
+    forbidden, unknown, plain = cluster.run(mistaken)
+    assert "create=False forbids" in forbidden and "give a size" not in forbidden
+    assert "give a size or a shape" in unknown
+    assert "by its size alone, 10000 bytes" in plain and "None" not in plain
+
+
 def attach_within(limit: int) -> list[Any]:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return raised(lambda: dsm.attach("beyond", 1 << 40))
@@ -304,6 +321,21 @@ def test_two_nodes_with_one_name(cluster: Cluster) -> None:
     )
     assert [node["name"] for node in cluster.status()["cluster"]["nodes"]] == ["node0", "node1"]
     assert [cluster.run(works, node=node) for node in range(2)] == [1, 1]
+
+
+def test_an_address_that_other_nodes_cannot_reach(cluster: Cluster) -> None:
+    far = "tcp://203.0.113.1:7400"
+    told = refused(cluster, "--directory", far, "--listen", launch.LOOPBACK)
+    assert "--listen tcp://IP:" in told and "tcp://0.0.0.0:" in told and far in told
+    taken = cluster.status()["node"]["address"]
+    for address, reason in ((taken, "'node0'"), ("tcp://203.0.113.2:7401", "loopback")):
+        with transport.context() as context, transport.dealer(context, cluster.directory.address) as sock:
+            sock.send(wire.encode(wire.Join("new", address)))
+            assert sock.poll(int(LIMIT_S * 1000))
+            answer = wire.decode(sock.recv())
+        assert isinstance(answer, wire.Failure)
+        assert answer.error == "NodeNameInUse" and reason in answer.text and "--listen" in answer.text
+    assert len(cluster.status()["cluster"]["nodes"]) == 2
 
 
 def cluster_node(cluster: Cluster, **how: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,19 @@ def test_the_line_about_a_lost_page_is_appended_to_the_applications_log(cluster:
         lines = path.read_bytes().splitlines()
         assert lines[0] == b"before"
         assert b"page 5 " in b"".join(lines)
+
+
+def test_the_line_about_a_lost_page_goes_to_a_socket_too(cluster: Cluster) -> None:
+    cluster.run(write_pages, "grid", 8, node=0)
+    leave(cluster, 0)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            child = cluster.start(touch_with_a_log, 5, node=1, stderr=theirs)
+        assert child.wait() == -signal.SIGBUS
+        lines = ours.recv(1 << 16, socket.MSG_WAITALL).splitlines()  # to the end
+    assert lines[0] == b"before"
+    assert b"page 5 " in b"".join(lines)
 
 
 def touch_with_a_full_pipe(page: int) -> None:

@@ -213,6 +213,24 @@ def test_the_data_outlives_every_process(cluster: Cluster) -> None:
     assert cluster.run(leave_pages_behind, 8, node=0) == 7
 
 
+def attached(name: str) -> None:
+    with dsm.attach(name, 5000):
+        say()
+        hear()
+
+
+def test_status_counts_the_applications_of_its_node_as_of_now(cluster: Cluster) -> None:
+    children = [cluster.start(attached, "counted") for _ in range(3)]
+    for child in children:
+        child.hear()
+    status = cluster.status()
+    rows = {row["name"]: row["applications"] for row in status["cluster"]["nodes"]}
+    assert (status["node"]["applications"], rows["node0"], rows["node1"]) == (3, 3, 0)
+    for child in children:
+        child.tell()
+        child.result()
+
+
 def hold_many(count: int) -> int:
     """Attach until the agent has no descriptor left; what was attached goes on."""
     regions, refused = [], 0

@@ -420,7 +420,7 @@ def test_kill_9_of_the_process_behind_dsm_run(run: Run) -> None:
     run.ranks(3)
     kill(conductor(run))
     code, _, err = run.rest()
-    assert (code, "the process behind this one died: killed by SIGKILL" in err) == (137, True)
+    assert (code, "their nodes died (killed by SIGKILL): all of them are ended" in err) == (137, True)
     assert run.left() == []
 
 
