@@ -51,6 +51,7 @@ class Cluster:
         self._pages = PageMachine(story)
         self._registry = Registry()
         self._sync = SyncMachine()
+        self._sync_messages = self._sync.messages
         self._nodes: dict[int, _Node] = {}
         self._by_identity: dict[bytes, _Node] = {}
         self._last_node = 0
@@ -71,6 +72,8 @@ class Cluster:
         node = self._by_identity.get(identity)
         if node is not None:
             node.heard_s = now
+            if type(message) in _PAGES:  # most of them: no detour
+                return self._to_members(self._pages.step(node.number, message))
             return self._handle(node, message, now)
         if isinstance(message, wire.Join):
             return self._join(identity, message, now)
@@ -98,9 +101,7 @@ class Cluster:
 
     def _handle(self, node: _Node, message: wire.Message, now: float) -> Outgoing:
         kind = type(message)
-        if kind in _PAGES:
-            return self._to_members(self._pages.step(node.number, message))
-        if kind in self._sync.messages:
+        if kind in self._sync_messages:
             return self._to_members(self._sync.step(node.number, message))
         if kind is wire.Query:
             return [(node.identity, self._query(message, now))]  # type: ignore[arg-type]

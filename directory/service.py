@@ -42,20 +42,19 @@ class Directory:
         received = transport.receive_routed(self._socket)
         now = time.monotonic()
         if received is not None:
-            self._send(self._received(*received, now))
+            identity, data = received
+            try:
+                if data is None:
+                    raise errors.ProtocolError("a message of several frames: one was expected")
+                message = wire.decode(data)
+            except errors.DsmError as error:
+                self._send(self._cluster.malformed(identity, error))
+            else:
+                self._send(self._cluster.step(identity, message, now))
         if now >= self._cluster.due_s:
             self._send(self._cluster.tick(now))
         if self._cluster.news:
             self._tell()
-
-    def _received(self, identity: bytes, data: bytes | None, now: float) -> Outgoing:
-        try:
-            if data is None:
-                raise errors.ProtocolError("a message of several frames: one was expected")
-            message = wire.decode(data)
-        except errors.DsmError as error:
-            return self._cluster.malformed(identity, error)
-        return self._cluster.step(identity, message, now)
 
     def _send(self, outgoing: Outgoing) -> None:
         for identity, message in outgoing:

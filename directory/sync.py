@@ -67,7 +67,8 @@ class SyncMachine:
         """A node has left: its locks pass on, its waiters go, the barriers they stood at break."""
         out: Outgoing = []
         for waiter in [w for w in self._waits_for if w[0] == node]:
-            out += self._give_up(waiter)
+            if waiter in self._waits_for:  # else one of the node's own has just broken the barrier of both
+                out += self._give_up(waiter)
         for name in [name for name, holder in self._holder.items() if holder[0] == node]:
             out += self._pass_on(name)
         return [(to, message) for to, message in out if to != node]

@@ -99,6 +99,16 @@ def present(memfd: int, length: int) -> list[tuple[int, int]]:
     return found
 
 
+def is_present(memfd: int, offset: int) -> bool:
+    """Does the page at ``offset`` have memory?"""
+    try:
+        return os.lseek(memfd, offset, os.SEEK_DATA) == offset
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data from there on
+            return False
+        raise
+
+
 def map_shared(memfd: int, length: int, kind: type[mmap.mmap] = mmap.mmap) -> mmap.mmap:
     """Map it, for this process only (a forked child has nothing there) and in small pages.
 

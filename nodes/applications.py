@@ -84,8 +84,9 @@ class Applications:
         self._any_user = any_user
         self._device = open_device()
         self._spare = _spare()
-        self._connections: set[_Connection] = set()
-        self._silent: set[_Connection] = set()  # closed, but the process has its region mapped still
+        # Dicts for their order: what is done to all of them is done in order of arrival.
+        self._connections: dict[_Connection, None] = {}
+        self._silent: dict[_Connection, None] = {}  # closed, but the process has its region mapped still
         self._served_any = False
         self._last_ticket = 0
         # Who asked, what to do with the answer, and when it was asked (for ever, where a wait may last).
@@ -161,7 +162,7 @@ class Applications:
             _refuse(sock, _exhausted(error))
             return
         self._served_any = True
-        self._connections.add(connection)
+        self._connections[connection] = None
         if not self._any_user and uid not in (0, os.getuid()):
             text = f"this node belongs to user {os.getuid()}, you are user {uid}: start a node of your own"
             self._fail(connection, errors.PermissionDenied(text))
@@ -222,14 +223,14 @@ class Applications:
     def _closed(self, connection: _Connection) -> None:
         if connection not in self._connections:
             return
-        self._connections.discard(connection)
+        del self._connections[connection]
         self._agent.unwatch(connection.sock.fileno())
         connection.sock.close()
         if connection.ticket:
             self._to_directory(wire.Cancel(connection.ticket))
         for name, ticket in connection.locks.items():
             self._to_directory(wire.Release(0, name, ticket))
-        self._silent.add(connection)
+        self._silent[connection] = None
         self._let_go(connection)
 
     def _let_go(self, connection: _Connection) -> None:
@@ -237,7 +238,7 @@ class Applications:
         mapping = connection.mapping
         if mapping is not None and mapping.region.is_mapped(mapping):
             return
-        self._silent.discard(connection)
+        self._silent.pop(connection, None)
         connection.close()
         if mapping is not None:
             self._agent.drop_mapping(mapping)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dsm import memory
-from dsm.constants import EXTENT_BYTES, FRAME_BYTES, WINDOW_BYTES_MAX, WINDOW_PAGES_MIN
+from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES, WINDOW_BYTES_MAX, WINDOW_PAGES_MIN
 from dsm.geometry import pages_in
 from dsm.uffd import Outcome, Userfaultfd
 from nodes.readahead import ReadAhead
@@ -131,8 +131,10 @@ class RegionMemory:
         woken = target is not None
         while left:
             length = left if source is not None else min(left, FRAME_BYTES)
-            if target is None or not self._copy(target, offset, frame, length, write):
+            if target is None:
                 os.pwrite(self.memfd, frame.buffer[:length], offset)
+            elif not self._copy(target, offset, frame, length, write):
+                self._write_absent(offset, frame, length)
                 woken = False
             offset += length
             left -= length
@@ -145,6 +147,12 @@ class RegionMemory:
             if error.errno != errno.ENOMEM:  # of the application's control group: the file may still take the page
                 self._blame(target, error)
             return False
+
+    def _write_absent(self, offset: int, frame: memory.Staging, length: int) -> None:
+        """Write the pages that a COPY has left out. What it has brought may have been stored to in the meantime."""
+        for at in range(0, length, PAGE_BYTES):
+            if not memory.is_present(self.memfd, offset + at):
+                os.pwrite(self.memfd, frame.buffer[at : at + PAGE_BYTES], offset + at)
 
     def resume(self, mapping: Mapping, page: int, write: bool) -> None:
         """Let the threads of an application that wait for a page retry."""

@@ -85,6 +85,11 @@ def test_what_is_present_follows_writes_and_holes(memfd: int) -> None:
     assert os.fstat(memfd).st_size == LENGTH
 
 
+def test_a_page_is_present_once_it_was_written(memfd: int) -> None:
+    os.pwrite(memfd, b"x", 3 * PAGE_BYTES)
+    assert [page for page in range(6) if memory.is_present(memfd, page * PAGE_BYTES)] == [3]
+
+
 def test_a_hole_far_beyond_four_gigabytes_is_punched_where_it_was_asked_for() -> None:
     fd = memory.create_memfd("dsm:test", TIB)
     for at in (0, 5 << 32):

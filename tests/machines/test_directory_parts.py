@@ -343,6 +343,15 @@ def test_the_locks_and_places_of_a_node_that_leaves_pass_on() -> None:
     assert sync.forget_node(1) == [(2, Granted(3, 0))]
 
 
+def test_a_node_leaves_with_several_of_its_processes_at_one_barrier() -> None:
+    sync = SyncMachine()
+    sync.step(1, Arrive(1, "b", 4))
+    sync.step(2, Arrive(1, "b", 4))
+    sync.step(1, Arrive(2, "b", 4))
+    ((to, told),) = sync.forget_node(1)
+    assert to == 2 and isinstance(told, Failure) and told.error == "BrokenBarrier"
+
+
 def test_a_barrier_opens_when_it_is_full_and_again() -> None:
     sync = SyncMachine()
     for ticket in (1, 3):

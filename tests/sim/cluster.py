@@ -1,0 +1,166 @@
+"""A whole simulated cluster: the directory, the hosts, and what joins them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from directory.cluster import TICK_S, Cluster
+from dsm import wire
+
+from .host import Host
+from .kernel import Kernel, KernelNoise
+from .network import DIRECTORY, Channel, Deliver, Network, Packet
+from .oracle import Oracle
+from .programs import Process
+from .world import US, S, SimulationError, World
+
+if TYPE_CHECKING:
+    from .workloads import Workload
+
+
+class DirectoryHost:
+    """The directory's shell on the simulated clock, as directory/service.py is on a real one."""
+
+    def __init__(self, cluster: SimulatedCluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.machine = Cluster("tcp://10.0.0.1:7400", 0.0)
+        self.stopped_until = 0
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._scheduled = False
+        self.world.periodically(int(TICK_S * S), self._tick)
+
+    def receive(self, channel: Channel, packet: Packet) -> None:
+        self._queue.append((channel.source, packet.data))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self.world.at(max(self.world.now + self.world.spread(2 * US, 30 * US), self.stopped_until), self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.world.now < self.stopped_until:
+            self._schedule()
+            return
+        source, data = self._queue.popleft()
+        self.act(self.machine.step(identity(source), wire.decode(data), self.world.now / S))
+        self._schedule()
+
+    def _tick(self) -> None:
+        now = self.world.now
+        if now >= self.stopped_until and now / S >= self.machine.due_s:
+            self.act(self.machine.tick(now / S))
+        self.world.periodically(int(TICK_S * S), self._tick)
+
+    def act(self, outgoing: list[tuple[bytes, wire.Message]]) -> None:
+        """Send what the machine wants to be sent, and take note of who is out."""
+        for line in self.machine.news:
+            self.world.note("directory: %s", line)
+            if "is gone" in line:
+                self.cluster.is_out(int(line.split()[1]))
+        self.machine.news.clear()
+        for to, message in outgoing:
+            host = self.cluster.hosts.get(number(to))
+            if host is not None:
+                self.cluster.network.channel(DIRECTORY, host.number, False, host.from_directory).send(message)
+
+
+def identity(host: int) -> bytes:
+    """How the directory's socket names a host's connection."""
+    return f"connection {host}".encode()
+
+
+def number(name: bytes) -> int:
+    """The host with that connection."""
+    return int(name.split()[1])
+
+
+class SimulatedCluster:
+    """``nodes`` hosts that have joined a directory."""
+
+    def __init__(self, world: World, nodes: int, noise: KernelNoise, delays: tuple[int, int]) -> None:
+        self.world = world
+        self.kernel = Kernel(world, noise)
+        self.network = Network(world, delays)
+        self.hosts: dict[int, Host] = {}
+        self.oracle = Oracle(self)
+        self.directory = DirectoryHost(self)
+        self.workloads: list[Workload] = []
+        self._members: set[int] = set()
+        self._last_pid = 100
+        for _ in range(nodes):
+            self._join(self._introduce)
+
+    def _introduce(self, outgoing: list[tuple[bytes, wire.Message]]) -> None:
+        """Nodes that are there from the beginning know each other."""
+        for to, message in outgoing:
+            if isinstance(message, wire.Member):
+                self.hosts[number(to)].links.member(message.node, message.address)
+
+    def join(self) -> Host:
+        """A node arrives."""
+        return self._join(self.directory.act)
+
+    def _join(self, tell: Callable[[list[tuple[bytes, wire.Message]]], None]) -> Host:
+        new = len(self.hosts) + 1
+        out = self.directory.machine.step(
+            identity(new), wire.Join(f"n{new}", f"tcp://10.0.0.1:{new}"), self.world.now / S
+        )
+        welcome = out.pop(0)[1]
+        if welcome != wire.Welcome(new):
+            raise SimulationError(f"a node that joins was answered with {welcome}")
+        host = self.hosts[new] = Host(self, new)
+        self._members.add(new)
+        tell(out)
+        return host
+
+    def is_out(self, node: int) -> None:
+        """The directory no longer counts a node as a member: its memory is its own business from now on."""
+        host = self.hosts[node]
+        self.oracle.departed(host)
+        self._members.discard(node)
+        host.trusted = False
+
+    def is_member(self, host: Host) -> bool:
+        """Does the directory count it among the nodes?"""
+        return host.number in self._members
+
+    def peer(self, to: int) -> Deliver | None:
+        """Where a message to a host goes; None if it has no power."""
+        host = self.hosts[to]
+        return host.from_peer if host.alive else None
+
+    def sender_may_go_on(self, source: int) -> None:
+        """A frame of a bulk connection has been taken."""
+        self.hosts[source].bulk_may_go_on()
+
+    @contextlib.contextmanager
+    def running(self, host: Host) -> Iterator[None]:
+        """The agent of a host works: system calls are its."""
+        before, self.kernel.host = self.kernel.host, host
+        try:
+            yield
+        finally:
+            self.kernel.host = before
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def new_pid(self) -> int:
+        self._last_pid += 1
+        return self._last_pid
+
+    def processes(self) -> list[Process]:
+        """Those that are alive."""
+        return [process for host in self.hosts.values() for process in host.processes.values() if process.alive]
+
+    def process_was_killed(self, process: Process) -> None:
+        for workload in self.workloads:
+            workload.was_killed(process)
+
+    def serving_hosts(self) -> list[Host]:
+        return [host for host in self.hosts.values() if host.serving]

@@ -1,0 +1,274 @@
+"""One simulated host: its node agent, as nodes/agent.py runs it, and its processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from dsm import constants, errors, memory, wire
+from nodes.agent import Agent
+from nodes.applications import Applications
+from nodes.memory import Mapping, RegionMemory
+from nodes.pager import Pager
+
+from .kernel import Pipe
+from .network import Channel, Links, Packet
+from .programs import Process, Thread
+from .world import US, S
+
+if TYPE_CHECKING:
+    from .cluster import SimulatedCluster
+
+_STAGING: Final = memory.Staging(constants.EXTENT_BYTES)
+"""One for all hosts: what has come into it is installed or refused before the next message is looked at."""
+_LISTENER_FD: Final = 3
+
+
+class _Pager(Pager):
+    """Tells the kernel which region a memory file is."""
+
+    host: Host
+
+    def add_region(self, region: RegionMemory) -> None:
+        self.host.cluster.kernel.files[region.memfd].region = region.number
+        super().add_region(region)
+
+
+class Listener:
+    """The agent's Unix socket: processes that connect wait in its backlog."""
+
+    def __init__(self) -> None:
+        self.backlog: deque[Pipe] = deque()
+        self.open = True
+
+    def fileno(self) -> int:
+        return _LISTENER_FD
+
+    def accept(self) -> tuple[Pipe, None]:
+        if not self.backlog:
+            raise BlockingIOError
+        return self.backlog.popleft(), None
+
+    def close(self) -> None:
+        self.open = False
+
+
+class Host:
+    """What nodes/agent.py is to its pager and its applications, with a loop on the simulated clock.
+
+    ``trusted``: the directory counts it as a member, so that whatever it reads must be right. ``serving``: its agent
+    runs. ``alive``: so do its processes.
+    """
+
+    def __init__(self, cluster: SimulatedCluster, number: int) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.number = number
+        self.name = f"n{number}"
+        self.started_s = self.world.now / 1e9
+        self.alive = self.serving = self.trusted = True
+        self.end_applications = False
+        self.rejected = 0
+        self.processes: dict[int, Process] = {}
+        self.runnable: dict[Thread, None] = {}
+        self.stopped_until = 0
+        self.links = Links(cluster.network, number, cluster.peer, cluster.directory.receive)
+        self.pager = _Pager(
+            number,
+            self.links,
+            lambda: self.world.now,
+            finished=lambda mapping: self.applications.prefetched(mapping),
+            blame=self.blame,
+            tell=lambda pid, line: self.world.note("tell pid %d: %s", pid, line),
+        )
+        self.pager.host = self
+        self._on: dict[int, Callable[[int], None]] = {}
+        self._ready: dict[int, None] = {}
+        self._inbox: dict[int, deque[Packet]] = {}
+        self._control: deque[Packet] = deque()
+        self._turn_at = 0  # when the next turn is, 0 if none is due
+        self.listener = Listener()
+        self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False)
+        self._messages: dict[type[Any], Callable[[Any], None]] = {
+            wire.Member: lambda m: self.links.member(m.node, m.address),
+            wire.MemberLeft: self.pager.member_left,
+            wire.Fenced: self._fence,
+            wire.Destroy: lambda m: self.pager.destroy(m.region),
+        }
+        self.world.periodically(self.world.spread(1000 * US, S), self._heartbeat)
+
+    # -- as the agent --------------------------------------------------------------------------------------
+
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._on[fd] = handler
+        self.readable(fd)  # perhaps it is already: whoever finds nothing there goes on
+
+    def unwatch(self, fd: int) -> None:
+        self._on.pop(fd, None)
+
+    def remove_socket(self) -> None:
+        """There is no file."""
+
+    def take_in(self, mapping: Mapping) -> bool:
+        if not mapping.region.take_in(mapping):
+            return False
+        self.watch(mapping.uffd.fileno(), lambda _: self.pager.faults(mapping))
+        return True
+
+    def drop_mapping(self, mapping: Mapping) -> None:
+        self.unwatch(mapping.uffd.fileno())
+        self.pager.drop_mapping(mapping)
+
+    def blame(self, mapping: Mapping, error: OSError) -> None:
+        raise AssertionError(f"{self.name}: nobody meddles with a userfaultfd here: {error}") from error
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def from_peer(self, channel: Channel, packet: Packet) -> None:
+        if self.serving:
+            self._inbox.setdefault(channel.source * 2 + channel.bulk, deque()).append(packet)
+            self._soon()
+        if channel.bulk:
+            self.cluster.sender_may_go_on(channel.source)
+
+    def from_directory(self, _: Channel, packet: Packet) -> None:
+        if self.serving:
+            self._control.append(packet)
+            self._soon()
+
+    def readable(self, fd: int) -> None:
+        """Something has come on a descriptor."""
+        if self.serving:
+            self._ready[fd] = None
+            self._soon()
+
+    def bulk_may_go_on(self) -> None:
+        if self.serving and self.pager.bulk_waits:
+            self._soon()
+
+    def _soon(self) -> None:
+        self._turn_by(self.world.now + self.world.spread(2 * US, 30 * US))
+
+    def _turn_by(self, when: int) -> None:
+        when = max(when, self.stopped_until)
+        if not self._turn_at or when < self._turn_at:
+            self._turn_at = when
+            self.world.at(when, self._turn, when)
+
+    def _turn(self, due: int) -> None:
+        if due != self._turn_at or not self.serving:
+            return
+        self._turn_at = 0
+        if self.world.now < self.stopped_until:
+            self._turn_by(self.stopped_until)
+            return
+        with self.cluster.running(self):
+            self._take_messages()
+            if not self.serving:
+                return
+            wait_us = self.pager.expire_holds() if self.pager.holds else 0
+            if self.pager.bulk:
+                self.pager.send_frame()
+        if wait_us:
+            self._turn_by(self.world.now + wait_us * US)
+        if self._inbox or self._control or self._ready or (self.pager.bulk and not self.pager.bulk_waits):
+            self._soon()
+
+    def _take_messages(self) -> None:
+        if self._inbox:
+            source = self.world.chance.choice(list(self._inbox))
+            packet = self._inbox[source].popleft()
+            if not self._inbox[source]:
+                del self._inbox[source]
+            self._from_peer(packet)
+        if self._control and self.serving:
+            self._from_directory(wire.decode(self._control.popleft().data))
+        ready, self._ready = self._ready, {}
+        for fd in ready:
+            handler = self._on.get(fd)
+            if handler is not None and self.serving:
+                handler(0)
+        if self.listener.backlog and self.serving:
+            self._ready[_LISTENER_FD] = None
+
+    def _from_peer(self, packet: Packet) -> None:
+        message = wire.decode(packet.data)
+        if type(message) is wire.Data:
+            assert packet.payload is not None
+            _STAGING.buffer[: len(packet.payload)] = packet.payload
+            if not self.pager.data(message, _STAGING, len(packet.payload)):
+                self.rejected += 1
+        else:
+            self.pager.step(message)
+
+    def _from_directory(self, message: wire.Message) -> None:
+        kind = type(message)
+        if kind in self._messages:
+            self._messages[kind](message)
+        elif kind in self.applications.answers:
+            self.applications.answered(message)
+        else:
+            self.pager.step(message)
+
+    def _heartbeat(self) -> None:
+        if not self.serving:
+            return
+        if self.world.now >= self.stopped_until:
+            with self.cluster.running(self):
+                self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
+                self.applications.look_after(self.world.now / 1e9)
+            self._soon()  # the loop goes round
+        self.world.periodically(int(constants.HEARTBEAT_S * S), self._heartbeat)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _fence(self, m: wire.Fenced) -> None:
+        self.world.note("n%d is fenced", self.number)
+        self.end_applications = True
+        self._leave()
+
+    def leave(self, end_applications: bool) -> None:
+        """As on SIGTERM."""
+        self.end_applications = end_applications
+        self.cluster.oracle.departed(self)
+        with self.cluster.running(self):
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.end_applications:
+            self.applications.end_all()
+        self.pager.withdraw()
+        self.applications.close()
+        self.links.send(wire.DIRECTORY, wire.Leave())
+        self.serving = False
+        for region in self.pager.regions.values():
+            region.close()
+        for pipe in self.listener.backlog:
+            pipe.close()
+        for channel in self.cluster.network.channels_of(self.number):
+            if channel.to:  # linger is 0: what has not left yet may never leave
+                channel.lose(self.world.chance.randint(0, len(channel.packets)))
+
+    def die(self) -> None:
+        """The host loses its power."""
+        self.alive = self.serving = self.trusted = False
+        for channel in self.cluster.network.channels_of(self.number):
+            channel.lose(self.world.chance.randint(0, len(channel.packets)))
+        for process in list(self.processes.values()):
+            process.vanish()
+        self.cluster.kernel.forget_host(self)
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def run_some_thread(self) -> None:
+        """While the agent works, one of the threads runs on another core."""
+        if self.runnable:
+            self.world.chance.choice(list(self.runnable)).run()
+
+    def connect(self, pipe: Pipe) -> None:
+        """A process connects to the agent."""
+        if not self.serving:
+            raise errors.NodeUnreachable("the agent has gone")
+        self.listener.backlog.append(pipe)
+        self.readable(_LISTENER_FD)

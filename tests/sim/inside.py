@@ -1,0 +1,80 @@
+"""The one place that looks into the private parts of production machines, to compare them with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from directory.cluster import Cluster
+from directory.holdings import EXCLUSIVE, LOST, SHARED, UNTOUCHED
+from directory.machine import PageMachine
+from nodes import machine
+from nodes.pager import Pager
+
+__all__ = ["EXCLUSIVE", "LOST", "SHARED", "UNTOUCHED"]
+
+
+def _pages(directory: Cluster) -> PageMachine:
+    return directory._pages
+
+
+def regions(directory: Cluster) -> list[int]:
+    """The numbers of all regions."""
+    return sorted(directory._registry.regions)
+
+
+def holding(directory: Cluster, region: int, page: int) -> tuple[int, int, int]:
+    """State, owner and copyset of a page, as the directory has them."""
+    pages = _pages(directory)
+    return tuple(pages.holdings[pages._regions[region].table.get(page)])  # type: ignore[return-value]
+
+
+def busy_in_directory(directory: Cluster) -> list[str]:
+    """What is under way or waits in the directory: nothing, when all is quiet."""
+    found = [
+        f"region {number}, extent {index}: active {extent.active}, queue {extent.queue}"
+        for number, region in _pages(directory)._regions.items()
+        for index, extent in region.extents.items()
+    ]
+    sync = directory._sync
+    found += [f"lock {name} held by {holder}" for name, holder in sync._holder.items()]
+    return found + [f"{waiter} waits for {what}" for waiter, what in sync._waits_for.items()]
+
+
+def rejected_by_directory(directory: Cluster) -> int:
+    """Messages that the rules do not allow: nobody here sends any."""
+    return directory._rejected
+
+
+def held(pager: Pager, region: int, page: int) -> int:
+    """The directory's word for the state that a node thinks a page has."""
+    if region not in pager.machine._regions:
+        return UNTOUCHED
+    state = pager.machine._regions[region].table.get(page)
+    if state & machine.LOST:
+        return LOST
+    return {machine.ABSENT: UNTOUCHED, machine.SHARED: SHARED, machine.EXCLUSIVE: EXCLUSIVE}[state & machine._HELD]
+
+
+def open_requests(pager: Pager) -> Iterator[tuple[int, int]]:
+    """Region and page of everything that a node has asked for."""
+    for number, region in pager.machine._regions.items():
+        for ask in region.asks.values():
+            for page in range(ask.start, ask.stop):
+                yield number, page
+
+
+def busy_on_node(pager: Pager, applications: Any) -> list[str]:
+    """What is under way or waits on a node: nothing, when all is quiet."""
+    found = [f"{len(pager.bulk.requesters())} bulk transfers"] if pager.bulk else []
+    if pager.machine.deferred:
+        found.append(f"{pager.machine.deferred} deferred messages")
+    for number, region in pager.machine._regions.items():
+        for what in ("asks", "waiters", "held", "deferred", "prefetches"):
+            if getattr(region, what):
+                found.append(f"region {number}: {what} {getattr(region, what)}")
+    if applications._tickets:
+        found.append(f"tickets {sorted(applications._tickets)}")
+    if applications._connections or applications._silent:
+        found.append(f"{len(applications._connections)} connections, {len(applications._silent)} silent ones")
+    return found

@@ -1,0 +1,409 @@
+"""The simulated kernel of all hosts: memory files, userfaultfds, pipes to agents, and the memory of processes.
+
+It stands in for the functions that the production modules call (:meth:`Kernel.installed`), with the meaning that
+ioctl_userfaultfd(2) gives them and that ``tests/kernel`` checks on a real one. Around each call, threads of the
+applications on the same host may run, as on other cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+import nodes.applications
+import nodes.memory
+from dsm import memory, uffd, wire
+from dsm.constants import PAGE_BYTES
+
+from .world import US, SimulationError, World
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .programs import Process, Thread
+
+_COPY: Final = struct.Struct("<QQQQq")
+_RANGE: Final = struct.Struct("<QQQ")
+_EVENT: Final = struct.Struct("<BxxxxxxxQQ8x")
+_PAGEFAULT: Final = 0x12
+_ZEROS: Final = bytes(PAGE_BYTES)
+
+
+class SigBus(Exception):
+    """A thread has touched a poisoned page."""
+
+
+class KernelNoise:
+    """How often the kernel of a run does what it may do, and what it seldom does."""
+
+    def __init__(self, again: float, partial: float, spurious: float, parallel: float, no_memory: float) -> None:
+        self.again = again  # a request is refused with EAGAIN
+        self.partial = partial  # a COPY of several pages comes only part of the way
+        self.spurious = spurious  # a thread in a page fault wakes for nothing
+        self.parallel = parallel  # an application thread runs in the middle of an agent's turn
+        self.no_memory = no_memory  # a COPY is refused with ENOMEM
+
+
+class MemoryFile:
+    """A memfd: the pages that are there. ``region`` is known once the node knows it."""
+
+    def __init__(self, host: Host, length: int) -> None:
+        self.host = host
+        self.length = length
+        self.region = 0
+        self.pages: dict[int, bytearray] = {}
+
+
+class Area:
+    """One process's mapping of one memory file, and the userfaultfd that it is registered with.
+
+    A page in ``protected`` carries the write-protect bit, or a marker where no page is. ``waiting`` are the threads in
+    a page fault here, with the event of each; those in ``untold`` have not been told to the agent yet.
+    """
+
+    def __init__(self, process: Process, file: MemoryFile, address: int) -> None:
+        self.process = process
+        self.file = file
+        self.address = address
+        self.mapped = True
+        self.protected: set[int] = set()
+        self.poisoned: set[int] = set()
+        self.waiting: dict[Thread, tuple[int, int]] = {}  # flags, address
+        self.untold: dict[Thread, None] = {}
+        self.fd = -1  # of the agent's descriptor, once it has one
+
+    def wake(self, start: int, stop: int) -> None:
+        """Let threads that wait in a range of addresses go on, after a while."""
+        for thread in [t for t, (_, address) in self.waiting.items() if start <= address < stop]:
+            self.forget(thread)
+            thread.woken()
+
+    def forget(self, thread: Thread) -> None:
+        self.waiting.pop(thread, None)
+        self.untold.pop(thread, None)
+
+    def unmap(self) -> None:
+        """The process takes the mapping away, or ends."""
+        self.mapped = False
+        self.waiting.clear()
+        self.untold.clear()
+
+
+class Pipe:
+    """A connection from a process to its agent: the agent's end, as a socket."""
+
+    def __init__(self, host: Host, process: Process, fd: int, answered: Callable[[Pipe, Any], None]) -> None:
+        self.host = host
+        self.process = process
+        self.answered = answered
+        self.inbox: list[tuple[bytes, list[int]] | None] = []  # None: the other end has been closed
+        self.closed_there = False
+        self.busy = False  # somebody waits for an answer
+        self.files: list[MemoryFile] = []  # that came with the last answer
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks here."""
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fd = -1
+            self.host.world.after(self.host.world.spread(2 * US, 40 * US), self.answered, self, None)
+
+    def put(self, item: tuple[bytes, list[int]] | None) -> None:
+        """The process sends a message, or closes its end."""
+        if self._fd >= 0:
+            self.inbox.append(item)
+            self.host.readable(self._fd)
+
+
+class Kernel:
+    """The kernels of all hosts; descriptors are numbered through."""
+
+    def __init__(self, world: World, noise: KernelNoise) -> None:
+        self.world = world
+        self.noise = noise
+        self.files: dict[int, MemoryFile] = {}
+        self.areas: dict[int, Area] = {}  # by the agents' userfaultfds
+        self.processes: dict[int, Process] = {}
+        self.host: Host | None = None  # the one whose agent runs now
+        self.present: dict[tuple[int, int], dict[Host, None]] = {}  # by region and kernel page: who has it in memory
+        self._fd = 1000
+
+    def new_fd(self) -> int:
+        self._fd += 1
+        return self._fd
+
+    # -- what other cores do meanwhile ---------------------------------------------------------------------
+
+    def _meanwhile(self) -> None:
+        host = self.host
+        if host is not None and self.world.odds(self.noise.parallel):
+            self.host = None  # a thread's own system calls are not those of the agent
+            host.run_some_thread()
+            self.host = host
+
+    # -- memory files --------------------------------------------------------------------------------------
+
+    def create_memfd(self, name: str, length: int) -> int:
+        assert self.host is not None
+        fd = self.new_fd()
+        self.files[fd] = MemoryFile(self.host, length)
+        return fd
+
+    def fill(self, file: MemoryFile, page: int, content: bytes) -> None:
+        file.pages[page] = bytearray(content)
+        self.present.setdefault((file.region, page), {})[file.host] = None
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        self._meanwhile()
+        file = self.files[fd]
+        content = bytes(data)
+        for at in range(0, len(content), PAGE_BYTES):
+            self.fill(file, (offset + at) // PAGE_BYTES, content[at : at + PAGE_BYTES])
+        self._meanwhile()
+        return len(content)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        self._meanwhile()
+        pages = self.files[fd].pages
+        first = offset // PAGE_BYTES
+        content = b"".join(pages.get(page, _ZEROS) for page in range(first, first + length // PAGE_BYTES))
+        self._meanwhile()
+        return content
+
+    def punch_hole(self, fd: int, offset: int, length: int) -> None:
+        self._meanwhile()
+        self.drop(self.files[fd], range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES))
+        self._meanwhile()
+
+    def is_present(self, fd: int, offset: int) -> bool:
+        return offset // PAGE_BYTES in self.files[fd].pages
+
+    def drop(self, file: MemoryFile, pages: range) -> None:
+        gone = pages if len(pages) <= len(file.pages) else [page for page in file.pages if page in pages]
+        for page in gone:
+            if file.pages.pop(page, None) is not None:
+                holders = self.present[file.region, page]
+                del holders[file.host]
+                if not holders:
+                    del self.present[file.region, page]
+
+    def forget_host(self, host: Host) -> None:
+        """A host has died, or nobody may rely on it any more."""
+        for file in self.files.values():
+            if file.host is host:
+                self.drop(file, range(file.length // PAGE_BYTES))
+
+    def close(self, fd: int) -> None:
+        file = self.files.pop(fd, None)
+        if file is not None and not any(area.file is file and area.mapped for area in self.areas.values()):
+            self.drop(file, range(file.length // PAGE_BYTES))
+        area = self.areas.pop(fd, None)
+        if area is not None:
+            area.fd = -1
+
+    def register(self, area: Area) -> int:
+        """The agent's descriptor of a new userfaultfd."""
+        area.fd = fd = self.new_fd()
+        self.areas[fd] = area
+        return fd
+
+    # -- accesses of threads -------------------------------------------------------------------------------
+
+    def touch(self, thread: Thread, area: Area, offset: int, write: bool) -> bytearray | None:
+        """The page that a thread may access now; None if it waits in a page fault from now on."""
+        page = offset // PAGE_BYTES
+        if page in area.poisoned:
+            raise SigBus(f"page {page}")
+        content = area.file.pages.get(page)
+        if content is not None and not (write and page in area.protected):
+            return content
+        flags = (uffd.FLAG_WRITE if write else 0) | (uffd.FLAG_WP if content is not None else 0)
+        area.waiting[thread] = (flags, area.address + page * PAGE_BYTES)
+        area.untold[thread] = None
+        if area.fd >= 0:
+            area.file.host.readable(area.fd)
+        return None
+
+    # -- userfaultfd ---------------------------------------------------------------------------------------
+
+    def read(self, fd: int, length: int) -> bytes:
+        self._meanwhile()
+        area = self.areas[fd]
+        threads = list(area.untold)[: length // _EVENT.size]
+        if not threads:
+            raise BlockingIOError
+        events = b""
+        for thread in threads:
+            del area.untold[thread]
+            flags, address = area.waiting[thread]
+            events += _EVENT.pack(_PAGEFAULT, flags, address)
+        return events
+
+    def ioctl(self, fd: int, request: int, argument: bytearray, mutate: bool) -> int:
+        """Requests that :class:`dsm.uffd.Userfaultfd` makes of an adopted descriptor."""
+        self._meanwhile()
+        area = self.areas[fd]
+        if not area.process.has_memory:
+            raise OSError(errno.ESRCH, "the process has exited")
+        start, length, mode = _RANGE.unpack_from(argument)
+        if not area.mapped:
+            raise OSError(errno.ENOENT, "not mapped")
+        if request == uffd._IOC_COPY:
+            self._copy(area, argument)
+        elif self.world.odds(self.noise.again):
+            self._refuse("EAGAIN")
+        elif request == uffd._IOC_WRITEPROTECT:
+            self._write_protect(area, start, length, mode)
+        elif request == uffd._IOC_WAKE:
+            area.wake(start, start + length)
+        elif request == uffd._IOC_POISON:
+            self._poison(area, start)
+        else:
+            raise SimulationError(f"ioctl {request:#x} is not simulated")
+        self._meanwhile()
+        return 0
+
+    def _refuse(self, name: str) -> None:
+        self.world.counts[name] += 1
+        self.world.note("kernel: %s", name)
+        raise OSError(getattr(errno, name), name)
+
+    def _write_protect(self, area: Area, start: int, length: int, mode: int) -> None:
+        first = (start - area.address) // PAGE_BYTES
+        pages = range(first, first + length // PAGE_BYTES)
+        if mode == uffd._PROTECT:
+            area.protected.update(pages)
+            return
+        area.protected.difference_update(pages)
+        if mode == uffd._UNPROTECT:
+            area.wake(start, start + length)
+
+    def _poison(self, area: Area, start: int) -> None:
+        page = (start - area.address) // PAGE_BYTES
+        if page in area.file.pages or page in area.protected or page in area.poisoned:
+            self._refuse("EEXIST")
+        area.poisoned.add(page)
+        self.world.note("poison pid %d page %d", area.process.pid, page)
+        area.wake(start, start + PAGE_BYTES)
+
+    def _copy(self, area: Area, argument: bytearray) -> None:
+        to, source, length, mode, _ = _COPY.unpack_from(argument)
+        first, count = (to - area.address) // PAGE_BYTES, length // PAGE_BYTES
+        if self.world.odds(self.noise.again):
+            self._told(argument, -errno.EAGAIN)
+            self._refuse("EAGAIN")
+        if self.world.odds(self.noise.no_memory):
+            self._told(argument, -errno.ENOMEM)
+            self._refuse("ENOMEM")
+        wanted = count
+        if count > 1 and self.world.odds(self.noise.partial):
+            wanted = self.world.chance.randint(1, count - 1)
+        done = 0
+        while done < wanted and first + done not in area.file.pages and first + done not in area.poisoned:
+            content = ctypes.string_at(source + done * PAGE_BYTES, PAGE_BYTES)
+            self.fill(area.file, first + done, content)
+            (area.protected.add if mode & uffd._COPY_WP else area.protected.discard)(first + done)
+            done += 1
+        if not done:
+            self._told(argument, -errno.EEXIST)
+            self._refuse("EEXIST")
+        self._told(argument, done * PAGE_BYTES)
+        area.wake(to, to + done * PAGE_BYTES)
+        if done < count:
+            self.world.counts["partial COPY"] += 1
+            self._meanwhile()
+            self._refuse("EAGAIN")
+
+    @staticmethod
+    def _told(argument: bytearray, copied: int) -> None:
+        struct.pack_into("<q", argument, 32, copied)
+
+    # -- pipes and processes -------------------------------------------------------------------------------
+
+    def receive(self, pipe: Pipe) -> tuple[wire.Message | None, list[int]]:
+        """As :func:`dsm.local.receive`."""
+        if not pipe.inbox:
+            raise BlockingIOError
+        item = pipe.inbox.pop(0)
+        if item is None:
+            return None, []
+        if pipe.inbox:
+            pipe.host.readable(pipe.fileno())
+        return wire.decode(item[0]), list(item[1])
+
+    def send(self, pipe: Pipe, message: wire.Message, fds: list[int]) -> None:
+        """As :func:`dsm.local.send`."""
+        if pipe.closed_there:
+            raise BrokenPipeError
+        data = wire.encode(message)
+        pipe.files = [self.files[fd] for fd in fds if fd in self.files]
+        self.world.after(self.world.spread(2 * US, 60 * US), pipe.answered, pipe, wire.decode(data))
+
+    def pidfd_open(self, pid: int) -> int:
+        assert self.host is not None
+        fd = self.new_fd()
+        self.processes[fd] = self.host.processes[pid]
+        return fd
+
+    def send_signal(self, pidfd: int, number: int) -> None:
+        process = self.processes[pidfd]
+        if not process.alive:
+            raise ProcessLookupError
+        self.world.after(self.world.spread(2 * US, 100 * US), process.kill, "the agent")
+
+    def close_any(self, fd: int) -> None:
+        self.processes.pop(fd, None)
+        self.close(fd)
+
+    # -- in place of the real one --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Production modules call this kernel instead of the real one."""
+        bits = uffd._needed_bits() | uffd._INITIALIZED
+        fdinfo = SimpleNamespace(read_text=lambda: f"pos: 0\nAPI:\taa:{bits:x}:{bits:x}\n")
+        files = SimpleNamespace(
+            create_memfd=self.create_memfd,
+            punch_hole=self.punch_hole,
+            is_present=self.is_present,
+            Staging=memory.Staging,
+        )
+        descriptors = SimpleNamespace(
+            close=self.close_any, pread=self.pread, pwrite=self.pwrite, read=self.read,
+            readlink=lambda path: "anon_inode:[userfaultfd]", set_blocking=lambda fd, flag: None,
+            pidfd_open=self.pidfd_open, getuid=lambda: 0, getpid=lambda: 1, open=lambda *_: self.new_fd(),
+            O_RDONLY=os.O_RDONLY, O_CLOEXEC=os.O_CLOEXEC,
+        )  # fmt: skip
+        packets = SimpleNamespace(receive=self.receive, send=self.send, peer=lambda pipe: (pipe.process.pid, 0, 0))
+        signals = SimpleNamespace(pidfd_send_signal=self.send_signal, SIGKILL=9)
+        clock = SimpleNamespace(monotonic=lambda: self.world.now / 1e9)
+        replaced: list[tuple[Any, str, Any]] = [
+            (uffd, "ioctl", self.ioctl),
+            (uffd, "os", descriptors),
+            (uffd, "Path", lambda path: fdinfo),
+            (nodes.memory, "os", descriptors),
+            (nodes.memory, "memory", files),
+            (nodes.applications, "os", descriptors),
+            (nodes.applications, "signal", signals),
+            (nodes.applications, "local", packets),
+            (nodes.applications, "time", clock),
+            (nodes.applications, "open_device", lambda: None),
+        ]
+        before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+        try:
+            for module, name, function in replaced:
+                setattr(module, name, function)
+            yield
+        finally:
+            for module, name, function in before:
+                setattr(module, name, function)

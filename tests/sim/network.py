@@ -1,0 +1,194 @@
+"""The simulated network: connections that keep their order, each with delays of its own.
+
+A connection between two hosts that is cut delivers nothing until it is mended; then it goes on where it stopped, as TCP
+does after a pause. What a host has sent when it dies may arrive or not, from some point on nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from dsm import wire
+
+from .world import US, World
+
+DIRECTORY: Final = 0
+BULK_FRAMES_MAX: Final = 4
+"""What a bulk connection takes before its sender has to wait: dsm/transport.py has two frames in each of two queues."""
+
+
+class Packet(NamedTuple):
+    arrives: int
+    message: wire.Message
+    data: bytes
+    payload: bytes | None
+
+
+Deliver = Callable[["Channel", Packet], None]
+
+
+class Channel:
+    """One direction of one connection from host ``source`` to host ``to``."""
+
+    __slots__ = ("bulk", "deliver", "name", "network", "packets", "scheduled", "source", "to")
+
+    def __init__(self, network: Network, source: int, to: int, bulk: bool, deliver: Deliver) -> None:
+        self.network = network
+        self.source = source
+        self.to = to
+        self.bulk = bulk
+        self.deliver = deliver
+        self.packets: deque[Packet] = deque()
+        self.scheduled = False
+        self.name = f"{_name(source)}{'~' if bulk else ''}", _name(to)
+
+    def send(self, message: wire.Message, payload: bytes | None = None) -> None:
+        network = self.network
+        delay = network.delay(self.source, self.to)
+        arrives = network.world.now + delay + (len(payload) >> 3 << 3 if payload else 0)  # a byte a nanosecond
+        if self.packets:
+            arrives = max(arrives, self.packets[-1].arrives)
+        self.packets.append(Packet(arrives, message, wire.encode(message), payload))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self.packets and not self.scheduled:
+            self.scheduled = True
+            self.network.world.at(self.packets[0].arrives, self._arrive)
+
+    def _arrive(self) -> None:
+        self.scheduled = False
+        if not self.packets:
+            return
+        if self.network.is_cut(self.source, self.to):
+            self.network.stopped.append(self)
+            self.scheduled = True  # until it is mended
+            return
+        packet = self.packets.popleft()
+        self._schedule()
+        self.network.world.note_message(*self.name, packet.message, packet.data)
+        self.deliver(self, packet)
+
+    def go_on(self) -> None:
+        """The connection is mended."""
+        self.scheduled = False
+        self._schedule()
+
+    def lose(self, keep: int) -> None:
+        """Only the first ``keep`` packets under way will arrive."""
+        while len(self.packets) > keep:
+            self.packets.pop()
+
+
+class Network:
+    """All connections. ``delays``: the shortest and the longest that a message takes by itself, in microseconds."""
+
+    def __init__(self, world: World, delays: tuple[int, int]) -> None:
+        self.world = world
+        self.stopped: list[Channel] = []
+        self._delays = (delays[0] * US, delays[1] * US)
+        self._channels: dict[tuple[int, int, bool], Channel] = {}
+        self._cuts: dict[int, Callable[[int, int], bool]] = {}
+        self._slow: dict[frozenset[int], int] = {}
+        self._last_cut = 0
+
+    def channel(self, source: int, to: int, bulk: bool, deliver: Deliver) -> Channel:
+        """The connection between two hosts, made when it is first used."""
+        key = source, to, bulk
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(self, source, to, bulk, deliver)
+        return channel
+
+    def channels_of(self, host: int) -> list[Channel]:
+        """Those on which a host sends."""
+        return [channel for channel in self._channels.values() if channel.source == host]
+
+    def forget(self, source: int, to: int) -> None:
+        """The sender has closed its connections: what they had not sent yet is gone."""
+        for bulk in (False, True):
+            channel = self._channels.pop((source, to, bulk), None)
+            if channel is not None:
+                channel.packets.clear()
+
+    def delay(self, source: int, to: int) -> int:
+        low, high = self._delays
+        factor = self._slow.get(frozenset((source, to)), 1) if self._slow else 1
+        return self.world.spread(low, high) * factor
+
+    # -- faults --------------------------------------------------------------------------------------------
+
+    def is_cut(self, source: int, to: int) -> bool:
+        return any(cuts(source, to) for cuts in self._cuts.values())
+
+    def cut(self, cuts: Callable[[int, int], bool]) -> int:
+        """Stop the connections between all pairs for which ``cuts`` is true. What :meth:`mend` wants."""
+        self._last_cut += 1
+        self._cuts[self._last_cut] = cuts
+        return self._last_cut
+
+    def mend(self, number: int) -> None:
+        self._cuts.pop(number, None)
+        stopped, self.stopped = self.stopped, []
+        for channel in stopped:
+            channel.go_on()
+
+    def slow_down(self, pair: frozenset[int], factor: int) -> None:
+        """Messages between two hosts take ``factor`` times as long (1: no longer than usual)."""
+        if factor == 1:
+            self._slow.pop(pair, None)
+        else:
+            self._slow[pair] = factor
+
+
+def _name(host: int) -> str:
+    return f"n{host}" if host else "directory"
+
+
+class Links:
+    """What a node's :class:`nodes.links.Links` is to its pager and its applications."""
+
+    def __init__(self, network: Network, node: int, to_peer: Callable[[int], Deliver | None], to_directory: Deliver):
+        self.node = node
+        self.address = f"tcp://10.0.0.1:{node}"
+        self.directory_address = "tcp://10.0.0.1:7400"
+        self._network = network
+        self._to_peer = to_peer
+        self._to_directory = to_directory
+        self._members: set[int] = set()
+
+    def member(self, node: int, address: str) -> None:
+        assert address
+        self._members.add(node)
+
+    def member_left(self, node: int) -> None:
+        self._members.discard(node)
+        self._network.forget(self.node, node)
+
+    def send(self, to: int, message: wire.Message) -> None:
+        if not to:
+            self._network.channel(self.node, DIRECTORY, False, self._to_directory).send(message)
+            return
+        channel = self._channel(to, False)
+        if channel is not None:
+            channel.send(message)
+
+    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
+        channel = self._channel(to, bulk)
+        if channel is not None:
+            channel.send(message, payload)
+
+    def takes_bulk(self, node: int) -> bool:
+        channel = self._channel(node, True)
+        return channel is None or len(channel.packets) < BULK_FRAMES_MAX
+
+    def _channel(self, to: int, bulk: bool) -> Channel | None:
+        if to not in self._members:  # it has just left
+            return None
+        deliver = self._to_peer(to)
+        return None if deliver is None else self._network.channel(self.node, to, bulk, deliver)
+
+    def bulk_packets(self, nodes: Any) -> int:
+        return sum(len(c.packets) for n in nodes if (c := self._channel(n, True)) is not None)
