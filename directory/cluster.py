@@ -14,7 +14,7 @@ from directory.machine import PageMachine
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import constants, errors, wire
-from dsm.address import check_address
+from dsm.address import check_peer
 from dsm.geometry import pages_in
 from dsm.story import Story, text
 
@@ -118,7 +118,7 @@ class Cluster:
 
     def _join(self, identity: bytes, m: wire.Join, now: float) -> Outgoing:
         try:
-            check_address(m.address, peer=True)
+            check_peer(m.address)
         except errors.InvalidArgument as error:
             return [(identity, wire.failure(0, error))]
         if any(node.name == m.name for node in self._nodes.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -16,3 +17,16 @@ def check_address(address: str, *, peer: bool = False) -> None:
     match = _ADDRESS.fullmatch(address)
     if match is None or (peer and "*" in (match["host"], match["port"])) or int(match["port"].strip("*") or 1) >> 16:
         raise InvalidArgument(f"{address!r} is no address: give tcp://HOST:PORT, with a port below 65536")
+
+
+def check_peer(address: str) -> None:
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: libzmq does so
+    in its I/O thread, where everything else would wait for the answer."""
+    check_address(address, peer=True)
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError as error:
+        raise InvalidArgument(f"{address!r} is no address of a node: give tcp://IP:PORT") from error
+    if not int(port):
+        raise InvalidArgument(f"{address!r} is no address of a node: nobody listens on port 0")
