@@ -78,10 +78,11 @@ class Cluster:
             return [(identity, self._query(message, now))]
         if isinstance(message, wire.Leave):
             return []
+        self._rejected += 1
         return [(identity, wire.Fenced("this directory does not know you: it was restarted, or you were silent"))]
 
     def malformed(self, identity: bytes, error: errors.DsmError) -> Outgoing:
-        """What came is no message: it changes nothing and is counted."""
+        """What came is no message, or none that can be served: it changes nothing and is counted."""
         self._rejected += 1
         return [(identity, wire.failure(0, error))]
 
@@ -118,14 +119,9 @@ class Cluster:
 
     def _join(self, identity: bytes, m: wire.Join, now: float) -> Outgoing:
         try:
-            check_peer(m.address)
-        except errors.InvalidArgument as error:
-            return [(identity, wire.failure(0, error))]
-        if any(node.name == m.name for node in self._nodes.values()):
-            text = f"a node named {m.name!r} is here already: give this one another --name"
-            return [(identity, wire.Failure(0, "NodeNameInUse", text))]
-        if self._last_node >= constants.NODES_MAX:
-            return [(identity, wire.Failure(0, "InvalidArgument", "this directory has run out of node numbers"))]
+            self._check_newcomer(m)
+        except errors.DsmError as error:
+            return self.malformed(identity, error)
         self._last_node += 1
         newcomer = _Node(self._last_node, m.name, m.address, identity, now)
         out: Outgoing = [(identity, wire.Welcome(newcomer.number))]
@@ -136,6 +132,14 @@ class Cluster:
         self._by_identity[identity] = newcomer
         self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
         return out
+
+    def _check_newcomer(self, m: wire.Join) -> None:
+        """Raise why somebody cannot become a member."""
+        check_peer(m.address)
+        if any(node.name == m.name for node in self._nodes.values()):
+            raise errors.NodeNameInUse(f"a node named {m.name!r} is here already: give this one another --name")
+        if self._last_node >= constants.NODES_MAX:
+            raise errors.InvalidArgument("this directory has run out of node numbers")
 
     def _heartbeat(self, node: _Node, m: wire.Heartbeat) -> Outgoing:
         node.applications = m.applications
@@ -168,10 +172,18 @@ class Cluster:
         return [(node.identity, answer)]
 
     def _keep(self, node: _Node, m: wire.Keep) -> Outgoing:
-        self._registry.keep(node.number, m.region)
+        if self._is_attached(node, m.region):
+            self._registry.keep(node.number, m.region)
         return []
 
+    def _is_attached(self, node: _Node, region: int) -> bool:
+        attached = self._registry.is_attached(node.number, region)
+        self._rejected += not attached
+        return attached
+
     def _close(self, node: _Node, m: wire.Close) -> Outgoing:
+        if not self._is_attached(node, m.region):
+            return []
         told = self._registry.close(node.number, m.region, m.opens)
         return self._destroy(m.region, told) if m.region not in self._registry.regions else []
 
@@ -244,7 +256,7 @@ class Cluster:
         ]
         counters = {
             "transactions": self._pages.transactions,
-            "rejected": self._rejected + self._pages.rejected,
+            "rejected": self._rejected + self._pages.rejected + self._sync.rejected,
         }
         return {
             "directory": self.address,
