@@ -1,8 +1,8 @@
 """Everything that a directory knows, as one pure machine: who is a member, the regions, and the pages, locks and
 barriers that belong to them.
 
-Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time, and
-:meth:`Cluster.malformed` for what was no message. Each returns messages with the connection that each is for. Times are
+Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time,
+:meth:`Cluster.malformed` for what was no message, and :meth:`Cluster.unread` for who does not read. Each returns messages with the connection that each is for. Times are
 seconds of any clock that only goes forward.
 """
 
@@ -27,7 +27,7 @@ Outgoing = list[tuple[bytes, wire.Message]]
 
 
 class _Node:
-    __slots__ = ("address", "applications", "heard_s", "identity", "name", "number")
+    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
 
     def __init__(self, number: int, name: str, address: str, identity: bytes, now: float) -> None:
         self.number = number
@@ -35,6 +35,7 @@ class _Node:
         self.address = address
         self.identity = identity
         self.applications = 0
+        self.deaf = False  # it does not read what it is sent, and has missed something
         self.heard_s = now
 
 
@@ -86,6 +87,12 @@ class Cluster:
         self._rejected += 1
         return [(identity, wire.failure(0, error))]
 
+    def unread(self, identity: bytes) -> None:
+        """A message for this connection was dropped, because it reads none: a member that missed one is none for long."""
+        node = self._by_identity.get(identity)
+        if node is not None:
+            node.deaf = True
+
     def tick(self, now: float) -> Outgoing:
         """Time has passed: whoever was silent for too long has left."""
         if now - self.due_s > constants.HEARTBEAT_S:  # it was the directory that was stopped, or swamped
@@ -93,8 +100,9 @@ class Cluster:
                 node.heard_s = now
         self.due_s = now + TICK_S
         out: Outgoing = []
-        for node in [n for n in self._nodes.values() if now - n.heard_s > constants.LEASE_S]:
-            out += self._remove(node, f"silent for {constants.LEASE_S:g} s")
+        for node in [n for n in self._nodes.values() if n.deaf or now - n.heard_s > constants.LEASE_S]:
+            why = "it did not read what it was sent" if node.deaf else f"silent for {constants.LEASE_S:g} s"
+            out += self._remove(node, why)
         return out
 
     def _handle(self, node: _Node, message: wire.Message, now: float) -> Outgoing:
