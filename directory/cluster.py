@@ -2,8 +2,8 @@
 barriers that belong to them.
 
 Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time,
-:meth:`Cluster.malformed` for what was no message, and :meth:`Cluster.unread` for who does not read. Each returns messages with the connection that each is for. Times are
-seconds of any clock that only goes forward.
+:meth:`Cluster.malformed` for what was no message, and :meth:`Cluster.unread` for who does not read. Each but the last
+returns messages with the connection that each is for. Times are seconds of any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Cluster:
         return [(identity, wire.failure(0, error))]
 
     def unread(self, identity: bytes) -> None:
-        """A message for this connection was dropped, because it reads none: a member that missed one is none for long."""
+        """A message for this connection was dropped, because it reads none: who misses one is no member for long."""
         node = self._by_identity.get(identity)
         if node is not None:
             node.deaf = True

@@ -20,8 +20,8 @@ def check_address(address: str, *, peer: bool = False) -> None:
 
 
 def check_peer(address: str) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: libzmq does so
-    in its I/O thread, where everything else would wait for the answer."""
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: libzmq does
+    so in its I/O thread, where everything else would wait for the answer."""
     check_address(address, peer=True)
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:

@@ -367,9 +367,13 @@ class NodeMachine:
 
     def _ack(self, region: _Region, m: Ack) -> list[Effect]:
         ask = self._asked(region, m)
-        if ask is None or ask.op != WRITE or not ask.start <= m.start < ask.stop:
+        if ask is None:
             return []
-        part = ask.part(m.start)  # it may come before the grant that says how many to expect
+        part = ask.part(m.start) if ask.op == WRITE and ask.start <= m.start < ask.stop else None
+        if part is None or part.acked >> m.sender & 1:  # nobody owes us this one
+            self.late += 1
+            return []
+        # It may come before the grant that says how many to expect.
         part.acked |= 1 << m.sender
         return self._settle(region, ask, m.start, part)
 
@@ -510,7 +514,9 @@ class NodeMachine:
 
     def _expedite(self, region: _Region, m: Hurry) -> list[Effect]:
         whose = m.generation, m.requester
-        if any(type(d) is Fetch and (d.generation, d.requester) == whose for d in region.deferred):
+        if m not in region.deferred and any(
+            type(d) is Fetch and (d.generation, d.requester) == whose for d in region.deferred
+        ):
             region.deferred.append(m)  # what it is about waits for a hold
             self.deferred += 1
             return []

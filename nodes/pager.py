@@ -117,8 +117,10 @@ class Pager:
         region = self.regions.get(m[0])
         if region is None or length != m[5] * region.page_size:
             return False
-        region.stats.pages_in += m[5]
-        self.run(self.machine.data(m, staging))
+        effects = self.machine.data(m, staging)
+        if effects:  # else nobody waits for it, and the machine has counted it
+            region.stats.pages_in += m[5]
+            self.run(effects)
         return True
 
     def step(self, message: wire.Message) -> None:
