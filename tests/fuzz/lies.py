@@ -357,13 +357,20 @@ class _Service:
         assert self.take(second) == []
 
 
+_ABOUT_LOCKS = (wire.Acquire, wire.Release, wire.Arrive, wire.BarrierReset, wire.Inspect, wire.Cancel)
+
+
 def _to_service(mutator: Mutator, service: _Service) -> None:
     plan = mutator.plan
     identity = plan.choice(_LIARS)
     if plan.random() < 0.1:
         service.malformed(identity)
         return
-    message = _small(mutator, mutator.message(), region=4, generation=9, start=70, count=3, page=70, op=3)
+    message = mutator.message(_ABOUT_LOCKS) if plan.random() < 0.4 else mutator.message()
+    message = _small(mutator, message, region=4, generation=9, start=70, count=3, page=70, op=3, ticket=6, holder=6)
+    if "name" in message._fields:  # type: ignore[attr-defined]
+        message = message._replace(name=plan.choice(("evil0", "evil1")))  # type: ignore[attr-defined]
+    message = _small(mutator, message, parties=4)
     if isinstance(message, wire.Join) and (identity == b"stranger" or plan.random() < 0.9):
         message = message._replace(address=plan.choice(["nonsense", "tcp://a:1", "tcp://127.0.0.1:0", "tcp://[::1:5"]))
     elif isinstance(message, wire.Join):
