@@ -17,12 +17,12 @@ from report import Outcome, show
 
 IN_PROCESS: Final[dict[Callable[[int, int], Outcome], float]] = {
     decoders.decode: 1.0,
-    decoders.receive_local: 0.5,
+    decoders.receive_local: 0.3,
     decoders.receive_with_payload: 0.2,
     decoders.receive_routed: 0.2,
-    lies.pages_of_the_directory: 0.5,
-    lies.pages_of_the_directory_and_departure: 0.25,
-    lies.nodes_and_a_peer: 0.25,
+    lies.pages_of_the_directory: 0.25,
+    lies.pages_of_the_directory_and_departure: 0.1,
+    lies.nodes_and_a_peer: 0.1,
     lies.all_doors_of_the_directory: 0.5,
 }
 """How many messages each target gets of what is asked for; those of the sockets are with them."""

@@ -24,6 +24,8 @@ from dsm import constants, local, transport, wire
 from dsm.errors import DsmError
 
 PORTIONS: Final = 8
+_CAMPAIGN_S: Final = 3600.0
+"""No campaign takes longer: the applications live through all of it."""
 _MUTABLE: Final = {"counters", "uptime_s", "silent_s", "applications"}
 """What a status says of the moment; whoever asks for it is an application, too."""
 _ANSWERED: Final = (wire.Join, wire.Query, wire.Leave)
@@ -42,7 +44,7 @@ class Battle:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.probe = Probe(cluster)
+        self.probe = Probe(cluster, _CAMPAIGN_S)
         self.probe()
 
     def node_counters(self, node: int) -> dict[str, int]:
