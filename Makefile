@@ -3,6 +3,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+MESSAGES := 1000000
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -17,6 +18,9 @@ lint: $(READY) ## ruff (rules and format) and mypy --strict
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+fuzz: $(READY) ## mutated, random and lying messages for every decoder, machine and socket (MESSAGES=1000000 SEED=1)
+	PYTHONPATH=.:tests/machines:tests/system $(PY) tests/fuzz/campaign.py --messages $(MESSAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
@@ -62,6 +66,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint fuzz bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -1,9 +1,9 @@
 """Everything that a directory knows, as one pure machine: who is a member, the regions, and the pages, locks and
 barriers that belong to them.
 
-Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time, and
-:meth:`Cluster.malformed` for what was no message. Each returns messages with the connection that each is for. Times are
-seconds of any clock that only goes forward.
+Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time,
+:meth:`Cluster.malformed` for what was no message, and :meth:`Cluster.unread` for who does not read. Each but the last
+returns messages with the connection that each is for. Times are seconds of any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from directory.machine import PageMachine
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import constants, errors, wire
-from dsm.address import check_address, is_loopback
+from dsm.address import check_peer, is_loopback
 from dsm.geometry import pages_in
 from dsm.story import Story, text
 
@@ -27,7 +27,7 @@ Outgoing = list[tuple[bytes, wire.Message]]
 
 
 class _Node:
-    __slots__ = ("address", "applications", "heard_s", "identity", "name", "number")
+    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
 
     def __init__(self, number: int, name: str, address: str, identity: bytes, now: float) -> None:
         self.number = number
@@ -35,6 +35,7 @@ class _Node:
         self.address = address
         self.identity = identity
         self.applications = 0
+        self.deaf = False  # it does not read what it is sent, and has missed something
         self.heard_s = now
 
 
@@ -81,12 +82,19 @@ class Cluster:
             return [(identity, self._query(message, now))]
         if isinstance(message, wire.Leave):
             return []
+        self._rejected += 1
         return [(identity, wire.Fenced("this directory does not know you: it was restarted, or you were silent"))]
 
     def malformed(self, identity: bytes, error: errors.DsmError) -> Outgoing:
-        """What came is no message: it changes nothing and is counted."""
+        """What came is no message, or none that can be served: it changes nothing and is counted."""
         self._rejected += 1
         return [(identity, wire.failure(0, error))]
+
+    def unread(self, identity: bytes) -> None:
+        """A message for this connection was dropped, because it reads none: who misses one is no member for long."""
+        node = self._by_identity.get(identity)
+        if node is not None:
+            node.deaf = True
 
     def tick(self, now: float) -> Outgoing:
         """Time has passed: whoever was silent for too long has left."""
@@ -95,8 +103,9 @@ class Cluster:
                 node.heard_s = now
         self.due_s = now + TICK_S
         out: Outgoing = []
-        for node in [n for n in self._nodes.values() if now - n.heard_s > constants.LEASE_S]:
-            out += self._remove(node, f"silent for {constants.LEASE_S:g} s")
+        for node in [n for n in self._nodes.values() if n.deaf or now - n.heard_s > constants.LEASE_S]:
+            why = "it did not read what it was sent" if node.deaf else f"silent for {constants.LEASE_S:g} s"
+            out += self._remove(node, why)
         return out
 
     def _handle(self, node: _Node, message: wire.Message, now: float) -> Outgoing:
@@ -119,13 +128,9 @@ class Cluster:
 
     def _join(self, identity: bytes, m: wire.Join, now: float) -> Outgoing:
         try:
-            check_address(m.address, peer=True)
-        except errors.InvalidArgument as error:
-            return [(identity, wire.failure(0, error))]
-        if clash := self._clash(m):
-            return [(identity, wire.Failure(0, "NodeNameInUse", clash))]
-        if self._last_node >= constants.NODES_MAX:
-            return [(identity, wire.Failure(0, "InvalidArgument", "this directory has run out of node numbers"))]
+            self._check_newcomer(m)
+        except errors.DsmError as error:
+            return self.malformed(identity, error)
         self._last_node += 1
         newcomer = _Node(self._last_node, m.name, m.address, identity, now)
         out: Outgoing = [(identity, wire.Welcome(newcomer.number))]
@@ -136,6 +141,14 @@ class Cluster:
         self._by_identity[identity] = newcomer
         self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
         return out
+
+    def _check_newcomer(self, m: wire.Join) -> None:
+        """Raise why somebody cannot become a member."""
+        check_peer(m.address)
+        if clash := self._clash(m):
+            raise errors.NodeNameInUse(clash)
+        if self._last_node >= constants.NODES_MAX:
+            raise errors.InvalidArgument("this directory has run out of node numbers")
 
     def _clash(self, m: wire.Join) -> str:
         """Why a newcomer cannot be told from a node that is here, or not be reached from it; '' if it can."""
@@ -185,10 +198,18 @@ class Cluster:
         return [(node.identity, answer)]
 
     def _keep(self, node: _Node, m: wire.Keep) -> Outgoing:
-        self._registry.keep(node.number, m.region)
+        if self._is_attached(node, m.region):
+            self._registry.keep(node.number, m.region)
         return []
 
+    def _is_attached(self, node: _Node, region: int) -> bool:
+        attached = self._registry.is_attached(node.number, region)
+        self._rejected += not attached
+        return attached
+
     def _close(self, node: _Node, m: wire.Close) -> Outgoing:
+        if not self._is_attached(node, m.region):
+            return []
         told = self._registry.close(node.number, m.region, m.opens)
         return self._destroy(m.region, told) if m.region not in self._registry.regions else []
 
@@ -261,7 +282,7 @@ class Cluster:
         ]
         counters = {
             "transactions": self._pages.transactions,
-            "rejected": self._rejected + self._pages.rejected,
+            "rejected": self._rejected + self._pages.rejected + self._sync.rejected,
         }
         return {
             "directory": self.address,

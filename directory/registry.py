@@ -79,6 +79,11 @@ class Registry:
         self._names[m.name] = region.number
         return region
 
+    def is_attached(self, node: int, number: int) -> bool:
+        """Has a node opened a region and not closed it?"""
+        region = self.regions.get(number)
+        return region is not None and node in region.nodes
+
     def keep(self, node: int, number: int) -> None:
         """A node that is attached says that the region could be mapped there."""
         region = self.regions.get(number)

@@ -62,7 +62,8 @@ class Directory:
             if len(data) > constants.CONTROL_BYTES_MAX:  # a status with very much in it
                 text = f"the answer has {len(data)} bytes, a message at most {constants.CONTROL_BYTES_MAX}"
                 data = wire.encode(wire.Failure(message[0], "InvalidArgument", text))
-            transport.send_routed(self._socket, identity, data)
+            if not transport.send_routed(self._socket, identity, data):
+                self._cluster.unread(identity)
 
     def _tell(self) -> None:
         for line in self._cluster.news:

@@ -31,3 +31,15 @@ def is_loopback(address: str) -> bool:
 def host_of(address: str) -> str:
     """Its host, without the brackets of an IPv6 address."""
     return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def check_peer(address: str) -> None:
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: libzmq does
+    so in its I/O thread, where everything else would wait for the answer."""
+    check_address(address, peer=True)
+    try:
+        ipaddress.ip_address(host_of(address))
+    except ValueError as error:
+        raise InvalidArgument(f"{address!r} is no address of a node: give tcp://IP:PORT") from error
+    if not int(address.rpartition(":")[2]):
+        raise InvalidArgument(f"{address!r} is no address of a node: nobody listens on port 0")

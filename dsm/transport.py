@@ -30,6 +30,11 @@ WRITABLE: Final = int(zmq.POLLOUT)
 _BULK_FRAMES_MAX: Final = 2
 """Frames of page data that wait in a bulk connection's queue, in its send buffer, and unread in an inbox: the least
 that keeps it busy."""
+_UNREAD_MAX: Final = 1 << 10
+"""Messages of one connection that wait in the directory: a flood waits with its sender."""
+_UNSENT_MAX: Final = 1 << 16
+"""Messages that wait in the directory for one connection to read them: more than can be of use to a node that is alive,
+and as much memory as somebody who only talks may cost."""
 _MESSAGE_BYTES_MAX: Final = max(CONTROL_BYTES_MAX, EXTENT_BYTES)
 """ZeroMQ drops the connection of whoever sends more: no message is larger than a page, and no page than an extent."""
 
@@ -75,6 +80,9 @@ def router(ctx: Context, address: str, wait_ms: int) -> tuple[Socket, str]:
     """The directory's socket and the address that it really has; it waits for ``wait_ms`` for a message."""
     sock = _socket(ctx, zmq.ROUTER)
     sock.rcvtimeo = wait_ms
+    sock.rcvhwm = _UNREAD_MAX
+    sock.sndhwm = _UNSENT_MAX
+    sock.router_mandatory = True  # tell who is gone from who does not read
     return sock, _bind(sock, address)
 
 
@@ -134,10 +142,20 @@ def receive_routed(sock: Socket) -> tuple[bytes, bytes | None] | None:
     return identity, data
 
 
-def send_routed(sock: Socket, identity: bytes, data: bytes) -> None:
-    """Send one message to the connection ``identity`` of a ROUTER; nowhere if it is gone."""
-    sock.send(identity, zmq.SNDMORE)
-    sock.send(data)
+def send_routed(sock: Socket, identity: bytes, data: bytes) -> bool:
+    """Send one message to the connection ``identity`` of a ROUTER; nowhere if it is gone.
+
+    False if it was dropped: the connection has not read very many others.
+    """
+    try:
+        sock.send(identity, zmq.SNDMORE | zmq.DONTWAIT)
+        sock.send(data)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno != errno.EHOSTUNREACH:
+            raise
+    return True
 
 
 def send_with_payload(sock: Socket, data: bytes, payload: bytes) -> None:

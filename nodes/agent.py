@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import select
 import signal
 import socket
@@ -65,6 +66,7 @@ class Agent:
             blame=self.blame,
             tell=_tell,
             story=Story(time.time),
+            number=lambda _: secrets.randbits(32),
         )
         self.rejected = 0
         self._launched = end_applications and not exit_when_idle

@@ -120,8 +120,8 @@ class Applications:
 
     def processes(self, besides: _Connection | None = None) -> int:
         """How many processes are connected, not counting the connection ``besides``."""
-        connections = (self._connections | self._silent) - {besides}
-        return len({connection.pid or connection for connection in connections})
+        connections = self._connections | self._silent
+        return len({connection.pid or connection for connection in connections if connection is not besides})
 
     def close(self) -> None:
         """Take no more connections, remove the socket, drop those that are there."""

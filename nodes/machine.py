@@ -15,6 +15,7 @@ Two rules carry the protocol:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dsm.errors import Violation
@@ -84,10 +85,14 @@ class NodeMachine:
 
     Its doors are :meth:`step` for messages and one method for each local event; each returns the effects in the order
     in which they must happen.
+
+    ``number`` gives a request its generation, from that of the one before. Where nobody can guess it, only who is told
+    of a request can answer it: the directory, who supplies its pages, and who drops them for it.
     """
 
-    def __init__(self, me: int, story: Story | None = None) -> None:
+    def __init__(self, me: int, story: Story | None = None, number: Callable[[int], int] | None = None) -> None:
         self.me = me
+        self._number = number or _count
         self.story = story or Story()
         self._tell, self._now = self.story.add, self.story.now
         self.deferred = 0  # messages that wait for a hold to expire
@@ -285,7 +290,10 @@ class NodeMachine:
                 ask.target = None
 
     def _ask(self, region: _Region, start: int, stop: int, op: int, need: int, target: Waiter) -> Send:
-        self._generation = generation = (self._generation + 1) & 0xFFFFFFFF
+        generation = self._number(self._generation)
+        while generation in region.asks:
+            generation = self._number(generation)
+        self._generation = generation
         region.asks[generation] = Ask(generation, start, stop, op, need, target)
         self._move(region, start, stop, pages.ASK[op])
         return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, need))
@@ -367,9 +375,13 @@ class NodeMachine:
 
     def _ack(self, region: _Region, m: Ack) -> list[Effect]:
         ask = self._asked(region, m)
-        if ask is None or ask.op != WRITE or not ask.start <= m.start < ask.stop:
+        if ask is None:
             return []
-        part = ask.part(m.start)  # it may come before the grant that says how many to expect
+        part = ask.part(m.start) if ask.op == WRITE and ask.start <= m.start < ask.stop else None
+        if part is None or part.acked >> m.sender & 1:  # nobody owes us this one
+            self.late += 1
+            return []
+        # It may come before the grant that says how many to expect.
         part.acked |= 1 << m.sender
         return self._settle(region, ask, m.start, part)
 
@@ -510,7 +522,9 @@ class NodeMachine:
 
     def _expedite(self, region: _Region, m: Hurry) -> list[Effect]:
         whose = m.generation, m.requester
-        if any(type(d) is Fetch and (d.generation, d.requester) == whose for d in region.deferred):
+        if m not in region.deferred and any(
+            type(d) is Fetch and (d.generation, d.requester) == whose for d in region.deferred
+        ):
             region.deferred.append(m)  # what it is about waits for a hold
             self.deferred += 1
             return []
@@ -565,6 +579,10 @@ class NodeMachine:
             Drop(m.region, m.start, m.count),
             Send(m.requester, Ack(m.region, m.generation, m.start, self.me)),
         ]
+
+
+def _count(generation: int) -> int:
+    return (generation + 1) & 0xFFFFFFFF
 
 
 def _runs(members: set[int], start: int, stop: int) -> list[tuple[int, int]]:

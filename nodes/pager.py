@@ -35,7 +35,7 @@ class Pager:
     """The pages of all regions on node ``me``. ``now_ns`` is a clock that only goes forward.
 
     ``finished``: an explicit prefetch has got all pages it asked for. ``blame``: see :class:`RegionMemory`. ``tell``:
-    say a line where the process of that number writes its errors.
+    say a line where the process of that number writes its errors. ``number``: see :class:`NodeMachine`.
 
     ``holds`` and ``bulk`` are what is still to be done: :meth:`expire_holds` and :meth:`send_frame` do it.
     """
@@ -50,8 +50,9 @@ class Pager:
         blame: Blame,
         tell: Callable[[int, str], None],
         story: Story | None = None,
+        number: Callable[[int], int] | None = None,
     ) -> None:
-        self.machine: Final = NodeMachine(me, story)
+        self.machine: Final = NodeMachine(me, story, number)
         self.regions: Final[dict[int, RegionMemory]] = {}
         self.holds: Final[deque[tuple[int, int, int]]] = deque()  # when over (ns), region, page
         self.bulk: Final = Bulk()
@@ -117,8 +118,10 @@ class Pager:
         region = self.regions.get(m[0])
         if region is None or length != m[5] * region.page_size:
             return False
-        region.stats.pages_in += m[5]
-        self.run(self.machine.data(m, staging))
+        effects = self.machine.data(m, staging)
+        if effects:  # else nobody waits for it, and the machine has counted it
+            region.stats.pages_in += m[5]
+            self.run(effects)
         return True
 
     def step(self, message: wire.Message) -> None:

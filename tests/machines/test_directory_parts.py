@@ -378,3 +378,44 @@ def test_a_barrier_breaks_for_all_and_stays_broken_until_it_is_reset(how: Any) -
     assert isinstance(refused[1], Failure) and refused[1].error == "BrokenBarrier"
     sync.step(3, BarrierReset(2, "b", 3, False))
     assert sync.step(3, Arrive(3, "b", 3)) == []
+
+
+def test_a_barrier_breaks_once_for_a_node_that_leaves_with_several_who_wait_there() -> None:
+    sync = SyncMachine()
+    sync.step(1, Arrive(1, "b", 5))
+    sync.step(1, Arrive(2, "b", 5))
+    sync.step(2, Arrive(1, "b", 5))
+    (told,) = sync.forget_node(1)
+    assert told[0] == 2 and told[1][1] == "BrokenBarrier"
+
+
+@pytest.mark.parametrize("again", [Acquire(5, "l", True), Acquire(5, "other", True), Arrive(5, "b", 2)], ids=repr)
+def test_a_ticket_waits_for_one_thing(again: Any) -> None:
+    sync = SyncMachine()
+    sync.step(1, Acquire(1, "l", True))
+    sync.step(2, Acquire(5, "l", True))
+    assert (sync.step(2, again), sync.rejected) == ([], 1)
+    assert sync.step(1, Release(2, "l", 1)) == [(1, Granted(2, 0)), (2, Granted(5, 0))]
+    assert sync.step(2, Release(6, "l", 5)) == [(2, Granted(6, 0))]
+
+
+def test_what_one_node_may_hold_and_wait_for_is_bounded_and_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("directory.sync._NODE_MAX", 4)
+    monkeypatch.setattr("directory.sync._BARRIERS_MAX", 1)
+    sync = SyncMachine()
+    for _ in range(3):
+        sync.step(1, Acquire(1, "l", True))
+        sync.step(2, Acquire(1, "m", True))
+        sync.step(1, Acquire(2, "m", True))
+        sync.step(1, Arrive(3, "b", 2))
+        sync.step(1, Acquire(4, "l", True))
+        before = sync.rejected
+        assert sync.step(1, Acquire(5, "n", True)) == [] and sync.rejected == before + 1
+        assert sync.step(2, Arrive(5, "another", 2))[0][1][1] == "BarrierMismatch"
+        sync.step(2, Arrive(2, "b", 2))
+        sync.step(2, Release(3, "m", 1))
+        sync.step(1, Release(6, "m", 2))
+        sync.step(1, Release(7, "l", 1))
+        sync.step(1, Release(8, "l", 4))
+    assert sync.status() == {"locks": [], "barriers": []}
+    assert not any(sync._load.values())

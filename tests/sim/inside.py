@@ -8,7 +8,7 @@ from typing import Any
 from directory.cluster import Cluster
 from directory.holdings import EXCLUSIVE, LOST, SHARED, UNTOUCHED
 from directory.machine import PageMachine
-from nodes import machine
+from nodes import pages
 from nodes.pager import Pager
 
 __all__ = ["EXCLUSIVE", "LOST", "SHARED", "UNTOUCHED"]
@@ -25,8 +25,8 @@ def regions(directory: Cluster) -> list[int]:
 
 def holding(directory: Cluster, region: int, page: int) -> tuple[int, int, int]:
     """State, owner and copyset of a page, as the directory has them."""
-    pages = _pages(directory)
-    return tuple(pages.holdings[pages._regions[region].table.get(page)])  # type: ignore[return-value]
+    known = _pages(directory)
+    return tuple(known.holdings[known._regions[region].table.get(page)])  # type: ignore[return-value]
 
 
 def busy_in_directory(directory: Cluster) -> list[str]:
@@ -51,9 +51,9 @@ def held(pager: Pager, region: int, page: int) -> int:
     if region not in pager.machine._regions:
         return UNTOUCHED
     state = pager.machine._regions[region].table.get(page)
-    if state & machine.LOST:
+    if state & pages.LOST:
         return LOST
-    return {machine.ABSENT: UNTOUCHED, machine.SHARED: SHARED, machine.EXCLUSIVE: EXCLUSIVE}[state & machine._HELD]
+    return {pages.ABSENT: UNTOUCHED, pages.SHARED: SHARED, pages.EXCLUSIVE: EXCLUSIVE}[state & pages.HELD]
 
 
 def open_requests(pager: Pager) -> Iterator[tuple[int, int]]:

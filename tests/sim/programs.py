@@ -253,7 +253,7 @@ class Process:
             self.kill("")
 
     def kill(self, who: str) -> None:
-        """SIGKILL, or the ordinary exit if it was nobody: threads stop now, the rest goes a little later, in any order."""
+        """SIGKILL, or an ordinary exit if it was nobody: threads stop now, the rest a little later, in any order."""
         if not self.alive:
             return
         self.alive = False

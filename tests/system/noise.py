@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgpack
 from application import hear, say
-from cluster import Cluster
+from cluster import LIMIT_S, Cluster
 
 import dsm
 from dsm import wire
@@ -28,9 +28,9 @@ def serve_probes(rank: int) -> None:
 class Probe:
     """One application on each node, to see whether the cluster still works."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, limit_s: float = LIMIT_S) -> None:
         self.cluster = cluster
-        self.children = [cluster.start(serve_probes, rank, node=rank) for rank in range(2)]
+        self.children = [cluster.start(serve_probes, rank, node=rank, limit_s=limit_s) for rank in range(2)]
         self.asks_for_the_status = True
         self._last = 0
 
