@@ -28,20 +28,24 @@ NOISE_WORDS: Final = 16
 """At the end of each page, one for each process that may disturb: no round uses them."""
 VALUES: Final = 8
 """What is stored in batch n lies in (8n, 8n + 8)."""
-ROUNDS_EACH: Final = (1, 2, 4, 8, 16)
+ROUNDS_EACH: Final = (1, 2, 4, 8, 16, 32)
 """On one group of pages."""
 SLOTS_US: Final = (700, 1200, 2000)
 """Of a group: less than, about and more than what it takes for all to have their turn."""
+NEAR_SLOT_US: Final = 20
+"""Within one node nothing is transferred and accesses take nanoseconds: every round is met for by spinning, this far apart."""
 
 Call: TypeAlias = tuple[int, int, int]
 """Word, value (0: a load), and when: not before so many µs after the beginning of the batch."""
 
 
 class Settings(NamedTuple):
-    """A run of one litmus test. ``apart``: its variables lie on different pages."""
+    """A run of one litmus test. ``apart``: its variables lie on different pages. ``near``: all processes are on one
+    node."""
 
     shape: str
     apart: bool
+    near: bool
     rounds: int
     seed: int
     ranks: int
@@ -89,7 +93,10 @@ def _batch(shape: Shape, settings: Settings, number: int, rounds_max: int) -> Ba
     chance = Random(f"{settings.seed} {number}")
     pages = _pages(shape, settings.apart, chance)
     each = chance.choice(ROUNDS_EACH)
+    slot_us = chance.choice(SLOTS_US)
     places = [place for group in pages for place in _places(group, each, chance)][:rounds_max]
+    if settings.near:
+        each, slot_us = 1, NEAR_SLOT_US
     groups = [range(start, min(start + each, len(places))) for start in range(0, len(places), each)]
     shuffled = chance.random() < 0.5
     return Batch(
@@ -99,7 +106,7 @@ def _batch(shape: Shape, settings: Settings, number: int, rounds_max: int) -> Ba
         chance.sample(range(settings.ranks), len(shape.threads)),
         [_order(groups, shuffled, chance) for _ in shape.threads],
         {chance.choice(group) for group in groups},
-        chance.choice(SLOTS_US),
+        slot_us,
         chance.randrange(settings.ranks),
         chance.random() < 0.5,
         chance.random() < 0.5,
@@ -137,7 +144,7 @@ def script(settings: Settings, batch: Batch, rank: int) -> list[Call]:
     for at, number in enumerate(batch.order[thread]):
         start_us = at // batch.each * batch.slot_us
         times = [start_us] + [0] * (len(steps) - 1)
-        if number in batch.meetings:
+        if number in batch.meetings and not settings.near:
             times = sorted(start_us + chance.randrange(batch.slot_us) for _ in steps)
         for step, when_us in zip(steps, times, strict=True):
             value = batch.base + step.value if step.value else 0

@@ -23,7 +23,6 @@ protected or unmapped on every core, and that interrupt empties the store buffer
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +31,9 @@ from batches import PAGE_WORDS, PAGES, Batch, Call, Settings, batches, script
 import dsm
 
 PAGE_BYTES: Final = PAGE_WORDS * 8
+
+_TICK_NS: Final = 5_000_000
+"""Longer than processes that leave a barrier together are apart."""
 
 SOUND: Final = "sound"
 PRIVATE: Final = "private"
@@ -71,9 +73,30 @@ def play(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> li
     return seen
 
 
-def run(rank: int, values: list[Any], name: str, sharing: str) -> float:
-    """Play ``rank`` in every batch and save what its loads saw and the last values it read. Returns the seconds taken."""
-    settings = Settings(*values)
+def play_near(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> list[int]:
+    """The same within one node: all begin at one tick of the clock and wait by spinning, a few nanoseconds exact."""
+    seen = []
+    now = time.monotonic_ns
+    start_ns = (now() // _TICK_NS + 2) * _TICK_NS
+    for word, value, when_us in calls:
+        if when_us:
+            when_ns = start_ns + when_us * 1000
+            while now() < when_ns:
+                pass
+        if value:
+            stores[word] = value
+        else:
+            seen.append(loads[word])
+    return seen
+
+
+def run(rank: int, runs: list[list[Any]], name: str, sharing: str) -> list[float]:
+    """Play ``rank`` in one litmus test after the other. Returns the seconds that each took."""
+    return [_run(rank, Settings(*values), f"{name}-{number}", sharing) for number, values in enumerate(runs)]
+
+
+def _run(rank: int, settings: Settings, name: str, sharing: str) -> float:
+    """Play ``rank`` in every batch and save what its loads saw and the last values it read."""
     barrier = dsm.Barrier(name, settings.ranks)
     seen: list[int] = []
     last: list[int] = []
@@ -86,7 +109,7 @@ def run(rank: int, values: list[Any], name: str, sharing: str) -> float:
         for batch in batches(settings):
             calls = script(settings, batch, rank)
             barrier.wait()
-            got = play(words, loads, calls)
+            got = play_near(words, loads, calls) if settings.near else play(words, loads, calls)
             if rank in batch.players:
                 seen += got
             else:
