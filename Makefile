@@ -3,6 +3,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+ROUNDS := 100000
+PROGRAMS := 10000
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -20,6 +22,12 @@ lint: $(READY) ## ruff (rules and format) and mypy --strict
 
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
+
+litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each)
+	PYTHONPATH=tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS)
+
+histories: $(READY) ## every access of random programs on real clusters is checked (PROGRAMS=10000 on each)
+	PYTHONPATH=tests/system $(PY) tests/history/record.py --programs $(PROGRAMS)
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -62,6 +70,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench litmus histories clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

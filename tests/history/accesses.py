@@ -42,9 +42,7 @@ class Violation(NamedTuple):
 def lines(accesses: Iterable[Access]) -> list[str]:
     """One line for each, with its interval in µs since the first began; in order of time."""
     ordered = sorted(accesses, key=lambda each: (each.invoked_ns, each.responded_ns))
-    if not ordered:
-        return []
-    zero_ns = max(ordered[0].invoked_ns, 0)
+    zero_ns = min((each.invoked_ns for each in ordered if each.process >= 0), default=0)
     return [_line(each, zero_ns) for each in ordered]
 
 

@@ -25,8 +25,8 @@ class SmallProgram(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was checked, and what was found. ``overlapping``: accesses that overlap a store of another process to the same
-    word. ``mixed``: programs whose processes cannot have run one after the other."""
+    """What was checked, and what was found. ``overlapping``: accesses that overlap a store of another process to the
+    same word. ``mixed``: programs whose processes cannot have run one after the other."""
 
     accesses: int
     words: int
@@ -43,9 +43,9 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.accesses} accesses to {self.words} words, {self.overlapping} of them during a store by another process: "
-            f"{len(self.linearizability)} words not linearizable; {self.programs} small programs, {self.mixed} of them mixed: "
-            f"{len(self.sequential)} not sequentially consistent"
+            f"{self.accesses} accesses to {self.words} words, {self.overlapping} of them during a store by another "
+            f"process: {len(self.linearizability)} words not linearizable; {self.programs} small programs, "
+            f"{self.mixed} of them mixed: {len(self.sequential)} not sequentially consistent"
         )
 
 
@@ -76,17 +76,15 @@ def unexplained(
 
 def overlapping(accesses: Sequence[Access]) -> int:
     """How many accesses to one word overlap a store of another process."""
-    found = 0
+    hit: set[Access] = set()
     under_way: list[Access] = []
-    hit = set()
     for access in sorted(accesses, key=lambda each: each.invoked_ns):
         under_way = [each for each in under_way if not each.precedes(access)]
-        for other in under_way:
-            if other.process != access.process:
-                hit.update(each for each, by in ((access, other), (other, access)) if by.store)
+        others = [each for each in under_way if each.process != access.process]
+        hit.update(other for other in others if access.store)
+        hit.update(access for other in others if other.store)
         under_way.append(access)
-    found += len(hit)
-    return found
+    return len(hit)
 
 
 def assemble(settings: Settings, logs: Sequence[Log]) -> tuple[list[Access], list[SmallProgram]]:
@@ -97,7 +95,9 @@ def assemble(settings: Settings, logs: Sequence[Log]) -> tuple[list[Access], lis
     programs: list[SmallProgram] = []
     for batch in batches(settings):
         played = [list(_played(rank, batch, entries[rank])) for rank in range(settings.ranks)]
-        looked = [_access(batch.reader, LOAD, word, next(entries[batch.reader])) for words in batch.words for word in words]
+        looked = [
+            _access(batch.reader, LOAD, word, next(entries[batch.reader])) for words in batch.words for word in words
+        ]
         history += [access for mine in played for _, access in mine] + looked
         final = {access.word: access.value for access in looked}
         for number, words in enumerate(batch.words):

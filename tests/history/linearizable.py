@@ -1,29 +1,33 @@
 """Is the history of one word linearizable? Exact, in O(n log n), for stores of values that all differ.
 
-Gibbons, Korach, "Testing shared memories", SIAM J. Computing 26(4), 1997, section 4. The store of a value and the loads
-that saw it are a *cluster*: in any linearization they stand together, the store first. Let f be the first response in a
-cluster and s the last invocation. One cluster has to come before another if anything of it is over before something of the
-other begins: f1 < s2. So a history is linearizable if and only if every load saw a value that somebody stored, no load was
-over before the store of its value began, and no two clusters have to come before each other: f1 < s2 and f2 < s1.
+Gibbons, Korach, "Testing shared memories", SIAM J. Computing 26(4), 1997, section 4. The store of a value and the
+loads that saw it are a *cluster*: in any linearization they stand together, the store first. Let f be the first
+response in a cluster and s the last invocation. One cluster has to come before another if anything of it is over
+before something of the other begins: f1 < s2. So a history is linearizable if and only if every load saw a value that
+somebody stored, no load was over before the store of its value began, and no two clusters have to come before each
+other: f1 < s2 and f2 < s1.
 
-That pairs are enough: let a -> b say f_a < s_b. From a -> b and c -> d follows a -> d or c -> b, so a shortest cycle of
-three or more clusters can be made shorter unless all of them are forward, f < s, and in no pair both ways; but then the
-intervals [f, s] are disjoint and -> is their order in time, which has no cycle. Neither can both be backward, s <= f, since
-f1 < s2 <= f2 < s1 <= f1 is absurd. That leaves what the paper has: two *forward* zones that overlap, and a *backward* zone
-within a forward one. Equal times count as overlapping, here as in :meth:`Access.precedes`.
+That pairs are enough: let a -> b say f_a < s_b. From a -> b and c -> d follows a -> d or c -> b, so a shortest cycle
+of three or more clusters can be made shorter unless all of them are forward, f < s, and in no pair both ways; but
+then the intervals [f, s] are disjoint and -> is their order in time, which has no cycle. Neither can both be
+backward, s <= f, since f1 < s2 <= f2 < s1 <= f1 is absurd. That leaves what the paper has: two *forward* zones that
+overlap, and a *backward* zone within a forward one. Equal times count as overlapping, here as in
+:meth:`Access.precedes`.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from accesses import Access, Violation, Word
+from accesses import NEVER_NS, Access, Violation, Word
 
-_BEFORE: int = -1
-"""When, and by whom, the initial value was stored."""
+_NOBODY: Final = -1
+_BEFORE_NS: Final = -NEVER_NS
+"""By whom the initial value was stored, and when."""
 
 
 class _Cluster(NamedTuple):
@@ -77,7 +81,7 @@ def violation(accesses: list[Access], initial: int = 0) -> Violation | None:
 
 def _by_value(accesses: list[Access], initial: int) -> list[tuple[Access | None, list[Access]]]:
     """Each store with the loads that saw it, and loads without a store."""
-    stores = {initial: Access(_BEFORE, accesses[0].word, True, initial, _BEFORE, _BEFORE)}
+    stores = {initial: Access(_NOBODY, accesses[0].word, True, initial, _BEFORE_NS, _BEFORE_NS)}
     loads: dict[int, list[Access]] = defaultdict(list)
     for access in accesses:
         if not access.store:
@@ -92,7 +96,7 @@ def _by_value(accesses: list[Access], initial: int) -> list[tuple[Access | None,
 def _conflict(clusters: list[_Cluster]) -> tuple[_Cluster, _Cluster] | None:
     """Two clusters that have to come before each other."""
     forward = sorted((each for each in clusters if each.forward), key=lambda each: each.f)
-    for one, other in zip(forward, forward[1:], strict=False):
+    for one, other in itertools.pairwise(forward):
         if other.f < one.s:
             return one, other
     begins = [each.f for each in forward]

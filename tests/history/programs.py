@@ -1,9 +1,11 @@
-"""Random programs for the processes of a cluster, drawn from one seed: loads and stores of a few words, and prefetching.
+"""Random programs for the processes of a cluster, drawn from one seed: loads and stores of a few words, and
+prefetching.
 
-Processes meet at a barrier between batches. A batch is many small programs side by side, each of two to four processes with
-up to six accesses each to one to three words on one or two pages. The programs of a batch have no word in common but share
-pages. Each has a time slot within its batch, in which many accesses have a random time: they overlap, or the history would
-tell little. After the barrier one process loads every word that was used. What is stored is different each time.
+Processes meet at a barrier between batches. A batch is many small programs side by side, each of two to four
+processes with up to six accesses each to one to three words on one or two pages. The programs of a batch have no word
+in common but share pages. Each has a time slot within its batch, in which many accesses have a random time: they
+overlap, or the history would tell little. After the barrier one process loads every word that was used. What is
+stored is different each time.
 """
 
 from __future__ import annotations

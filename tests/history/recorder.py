@@ -1,11 +1,11 @@
 """What a process of a random program runs: it makes its accesses and logs each.
 
-An access is one bytecode and one ``mov`` (tests/litmus/litmus_program.py says why), between two readings of CLOCK_MONOTONIC,
-which the kernel keeps monotonic across all processors and so across all processes of this host. On x86 a store may stay in
-the processor's store buffer for a moment, invisible to other processes of the *same* node: by then its response would be
-logged too early. So a lock of the process is taken and given back after each store: the atomic instructions that this takes
-(a ``lock cmpxchg`` in sem_trywait, as in every mutex) wait until the buffer is empty. Loads need no such thing: x86 lets
-no load see a value older than the moment at which it retires.
+An access is one bytecode and one ``mov`` (tests/litmus/litmus_program.py says why), between two readings of
+CLOCK_MONOTONIC, which the kernel keeps monotonic across all processors and so across all processes of this host. On
+x86 a store may stay in the processor's store buffer for a moment, invisible to other processes of the *same* node: by
+then its response would be logged too early. So a lock of the process is taken and given back after each store: the
+atomic instructions that this takes (a ``lock cmpxchg`` in sem_trywait, as in every mutex) wait until the buffer is
+empty. Loads need no such thing: x86 lets no load see a value older than the moment at which it retires.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from typing import Any, Final
 
 import numpy as np
+from broken_sharing import Stale
 from programs import PAGE_WORDS, PAGES, PREFETCH, PREFETCH_TO_WRITE, STORE, Batch, Call, Settings, batches
 
 import dsm
@@ -26,28 +27,13 @@ STALE: Final = "stale"
 """Broken on purpose: every second page is read from a copy, renewed now and then."""
 
 
-class Stale:
-    """Loads that see some pages as they were some loads ago."""
-
-    def __init__(self, words: memoryview) -> None:
-        self._words = words
-        self._copy = words.tolist()
-        self._loads = 0
-
-    def __getitem__(self, at: int) -> int:
-        self._loads += 1
-        if self._loads % 20 == 0:
-            self._copy = self._words.tolist()
-        return self._copy[at] if at // PAGE_WORDS % 2 else self._words[at]
-
-
 class Recorder:
     """Accesses, and what is logged of them: value, invocation and response for each load and store."""
 
     def __init__(self, region: dsm.Region, sharing: str) -> None:
         self._region = region
         self._words = region.buf.cast("Q")
-        self._loads = Stale(self._words) if sharing == STALE else self._words
+        self._loads = Stale(self._words, PAGE_WORDS, 20) if sharing == STALE else self._words
         self._fence = threading.Lock()
         self.log: list[tuple[int, int, int]] = []
 

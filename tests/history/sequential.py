@@ -1,9 +1,10 @@
 """Is the history of a small program sequentially consistent? By exhaustive search, over all words at once.
 
-Lamport 1979: there is one order of all accesses that keeps the order of each process and in which every load sees the last
-store. To decide it is NP-complete (Gibbons, Korach 1997), so this is for a few processes with a few accesses each. The search
-goes through states (how far each process is, what memory holds), each at most once. A load that sees what memory holds is
-taken at once: it changes nothing, so it cannot spoil what is possible later. Only the stores are tried in every order.
+Lamport 1979: there is one order of all accesses that keeps the order of each process and in which every load sees the
+last store. To decide it is NP-complete (Gibbons, Korach 1997), so this is for a few processes with a few accesses
+each. The search goes through states (how far each process is, what memory holds), each at most once. A load that sees
+what memory holds is taken at once: it changes nothing, so it cannot spoil what is possible later. Only the stores are
+tried in every order.
 """
 
 from __future__ import annotations
@@ -19,18 +20,16 @@ Programs = Sequence[Sequence[Access]]
 
 
 class Explanation(NamedTuple):
-    """An order of the accesses. ``complete``: of all of them, so that the history is sequentially consistent; else it is
-    one of the longest that can be found."""
+    """An order of the accesses. ``complete``: of all of them, so that the history is sequentially consistent; else it
+    is one of the longest that can be found."""
 
     order: tuple[Access, ...]
     complete: bool
 
 
-def explain(
-    programs: Programs, initial: Mapping[Word, int], final: Mapping[Word, int] | None = None
-) -> Explanation:
-    """The order in which it may have happened. ``initial``: what the words held before (0 if not given); ``final``: what
-    they held at the end, if known."""
+def explain(programs: Programs, initial: Mapping[Word, int], final: Mapping[Word, int] | None = None) -> Explanation:
+    """The order in which it may have happened. ``initial``: what the words held before (0 if not given); ``final``:
+    what they held at the end, if known."""
     words = sorted({access.word for program in programs for access in program} | set(final or ()))
     index = {word: at for at, word in enumerate(words)}
     start = tuple(initial.get(word, 0) for word in words)
@@ -57,7 +56,11 @@ def explain(
 
 
 def _load_all(
-    programs: Programs, index: Mapping[Word, int], at: tuple[int, ...], memory: tuple[int, ...], order: tuple[Access, ...]
+    programs: Programs,
+    index: Mapping[Word, int],
+    at: tuple[int, ...],
+    memory: tuple[int, ...],
+    order: tuple[Access, ...],
 ) -> tuple[tuple[int, ...], tuple[Access, ...]]:
     """Every load that can be next, of every process."""
     positions = list(at)
@@ -87,14 +90,18 @@ def _one_by_one(programs: Programs, initial: Mapping[Word, int]) -> bool:
     return True
 
 
-def report(programs: Programs, initial: Mapping[Word, int], final: Mapping[Word, int] | None, found: Explanation) -> str:
+def report(
+    programs: Programs, initial: Mapping[Word, int], final: Mapping[Word, int] | None, found: Explanation
+) -> str:
     """Why a history is not sequentially consistent, to be read."""
     told = ["no order of these accesses explains what was loaded"]
     told += [f"  before: word {word} holds {value}" for word, value in sorted(initial.items())]
     told += lines(access for program in programs for access in program)
     told += [f"  at the end: word {word} holds {value}" for word, value in sorted((final or {}).items())]
     told += ["one of the longest orders that can be explained:"]
-    told += [f"  process {a.process} {'stores' if a.store else 'loads '} {a.value:<8} word {a.word}" for a in found.order]
+    told += [
+        f"  process {a.process} {'stores' if a.store else 'loads '} {a.value:<8} word {a.word}" for a in found.order
+    ]
     if len(found.order) == sum(map(len, programs)):
         told += ["all of it, but for what the words hold at the end"]
     return "\n".join(told)

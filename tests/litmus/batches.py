@@ -1,15 +1,16 @@
 """Which words, which processes, in which order and when: the rounds of a litmus test in batches, drawn from one seed.
 
-A transfer of a page costs hundreds of microseconds, an access to a page that is here a tenth of one, and a page that has
-come stays for a moment. A round alone on its page would cost several transfers; many rounds on one page are run through
-without an overlap. So a batch is a few rounds on each of some groups of pages, and overlaps are provoked as by the time
-base of litmus7 (Alglave, Maranget et al., "Litmus: running tests against hardware", TACAS 2011): each group has a time
-slot, since all processes read one clock, and each access of one of its rounds, the meeting, has a random time within the
-slot. A thread that is late waits for nothing. This orders nothing: it is no access, and nobody learns whether the others
-were in time.
+A transfer of a page costs hundreds of microseconds, an access to a page that is here a tenth of one, and a page that
+has come stays for a moment. A round alone on its page would cost several transfers; many rounds on one page are run
+through without an overlap. So a batch is a few rounds on each of some groups of pages, and overlaps are provoked as
+by the time base of litmus7 (Alglave, Maranget et al., "Litmus: running tests against hardware", TACAS 2011): each
+group has a time slot, since all processes read one clock, and each access of one of its rounds, the meeting, has a
+random time within the slot. A thread that is late waits for nothing. This orders nothing: it is no access, and nobody
+learns whether the others were in time.
 
 Rounds cannot leak into each other: the words of a batch are used by one round each, all processes meet at a barrier
-between batches, and what is stored grows from batch to batch, so that each value tells its batch. Nothing is ever reset.
+between batches, and what is stored grows from batch to batch, so that each value tells its batch. Nothing is ever
+reset.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ROUNDS_EACH: Final = (1, 2, 4, 8, 16, 32)
 SLOTS_US: Final = (700, 1200, 2000)
 """Of a group: less than, about and more than what it takes for all to have their turn."""
 NEAR_SLOT_US: Final = 20
-"""Within one node nothing is transferred and accesses take nanoseconds: every round is met for by spinning, this far apart."""
+"""Within one node nothing is transferred and accesses take nanoseconds: every round is met for by spinning, this far
+apart."""
 
 Call: TypeAlias = tuple[int, int, int]
 """Word, value (0: a load), and when: not before so many µs after the beginning of the batch."""
@@ -52,10 +54,10 @@ class Settings(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """``groups``: the rounds of each group of pages, by number. ``places``: for each round, the word of each variable.
-    ``players``: for each thread, the process that plays it. ``order``: for each thread, its rounds. ``meetings``: one
-    round of each group. ``slot_us``: from one group to the next. ``reader``: the process that reads the last values, after a prefetch if ``ahead``. ``noisy``:
-    those that do not play disturb."""
+    """``groups``: the rounds of each group of pages, by number. ``places``: for each round, the word of each
+    variable. ``players``: for each thread, the process that plays it. ``order``: for each thread, its rounds.
+    ``meetings``: one round of each group. ``slot_us``: from one group to the next. ``reader``: the process that reads
+    the last values, after a prefetch if ``ahead``. ``noisy``: those that do not play disturb."""
 
     number: int
     groups: list[range]

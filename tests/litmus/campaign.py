@@ -1,9 +1,9 @@
 """Litmus tests on real clusters: ``python tests/litmus/campaign.py [--rounds N] [--seed S] [NAME...]``.
 
-Every test runs with its variables on one page and on different pages, one process to a node: on as many nodes as it has
-threads, and on four, where those that have no part at the moment disturb. IRIW also runs on fewer nodes than threads. Within
-one node, where x86-TSO is promised and no more, store buffering and message passing run for comparison. Printed for each:
-how often each outcome came. Exit code 1 if one came that the model forbids.
+Every test runs with its variables on one page and on different pages, one process to a node: on as many nodes as it
+has threads, and on four, where those that have no part at the moment disturb. IRIW also runs on fewer nodes than
+threads. Within one node, where x86-TSO is promised and no more, store buffering and message passing run for
+comparison. Printed for each: how often each outcome came. Exit code 1 if one came that the model forbids.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def litmus(rank: int, runs: list[Any], name: str, sharing: str, folder: str) -> 
     return run(rank, runs, name, sharing)
 
 
-def run_all(
-    cluster: Cluster, group: Sequence[Variant], rounds: int, seed: int, sharing: str = SOUND
-) -> list[Run]:
+def run_all(cluster: Cluster, group: Sequence[Variant], rounds: int, seed: int, sharing: str = SOUND) -> list[Run]:
     """Run litmus tests one after the other on the same processes of a cluster."""
     ranks, nodes = group[0].ranks, len(cluster.nodes)
     runs = [variant.settings(rounds, seed) for variant in group]

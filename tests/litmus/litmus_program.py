@@ -1,23 +1,23 @@
 """What a process of a litmus test runs: its part of every batch, by single accesses whose order nothing changes.
 
-**Python.** An access is ``words[i]`` or ``words[i] = value`` on ``memoryview.cast("Q")``. Each is one bytecode that calls
-one C function (``memory_item`` / ``memory_ass_sub`` in Objects/memoryobject.c), which copies 8 aligned bytes with a memcpy
-of constant length: one ``mov``. CPython has no optimisation that reorders, merges, repeats or drops two subscript
-operations of a memoryview: its compiler works on constants, the specialising interpreter (3.11) and the JIT (3.13)
-specialise subscripts of lists, tuples, strings and dicts only, and each operation is an opaque call, which a C compiler cannot move
-another one across. The address, the value and the room for the result are computed before and kept after. Not used:
-``struct.pack_into("<Q")``, which stores byte by byte (it is native ``"Q"`` that does not); slices, whose memcpy has a
-length that is known at run time only; items of ndarrays, which are one ``mov`` too if they are aligned and of native
-order, but go through scalar objects and, for everything else, through ``copyswap``. ``test_a_word_is_never_half_written``
-looks at it.
+**Python.** An access is ``words[i]`` or ``words[i] = value`` on ``memoryview.cast("Q")``. Each is one bytecode that
+calls one C function (``memory_item`` / ``memory_ass_sub`` in Objects/memoryobject.c), which copies 8 aligned bytes
+with a memcpy of constant length: one ``mov``. CPython has no optimisation that reorders, merges, repeats or drops two
+subscript operations of a memoryview: its compiler works on constants, the specialising interpreter (3.11) and the JIT
+(3.13) specialise subscripts of lists, tuples, strings and dicts only, and each operation is an opaque call, which a C
+compiler cannot move another one across. The address, the value and the room for the result are computed before and
+kept after. Not used: ``struct.pack_into("<Q")``, which stores byte by byte (it is native ``"Q"`` that does not);
+slices, whose memcpy has a length that is known at run time only; items of ndarrays, which are one ``mov`` too if they
+are aligned and of native order, but go through scalar objects and, for everything else, through ``copyswap``.
+``test_a_word_is_never_half_written`` looks at it.
 
 A thread that waits for a page holds the GIL, so threads of one process cannot overlap: each litmus thread is a process,
 and no process plays two threads of a round. The collector and the operating system may stop a process between two
 accesses for any time. That delays; it reorders nothing.
 
-**The processor.** x86 lets a load overtake an older store to another address (store buffering), no more. Between processes
-of one node this can be seen, and only TSO is promised there. Between nodes it cannot: a page leaves a node after it was
-protected or unmapped on every core, and that interrupt empties the store buffer.
+**The processor.** x86 lets a load overtake an older store to another address (store buffering), no more. Between
+processes of one node this can be seen, and only TSO is promised there. Between nodes it cannot: a page leaves a node
+after it was protected or unmapped on every core, and that interrupt empties the store buffer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import numpy as np
 from batches import PAGE_WORDS, PAGES, Batch, Call, Settings, batches, script
+from broken_sharing import Stale
 
 import dsm
 
@@ -40,21 +41,6 @@ PRIVATE: Final = "private"
 """Broken on purpose: every process has a region of its own."""
 STALE: Final = "stale"
 """Broken on purpose: half of the pages are read from a copy, renewed now and then."""
-
-
-class Stale:
-    """Loads that see some pages as they were some loads ago."""
-
-    def __init__(self, words: memoryview) -> None:
-        self._words = words
-        self._loads = 0
-        self._copy = words.tolist()
-
-    def __getitem__(self, at: int) -> int:
-        self._loads += 1
-        if self._loads % 50 == 0:
-            self._copy = self._words.tolist()
-        return self._copy[at] if at // PAGE_WORDS % 2 else self._words[at]
 
 
 def play(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> list[int]:
@@ -103,7 +89,7 @@ def _run(rank: int, settings: Settings, name: str, sharing: str) -> float:
     mine: dict[int, int] = {}
     with dsm.attach(name if sharing != PRIVATE else f"{name} {rank}", PAGES * PAGE_BYTES) as region:
         words = region.buf.cast("Q")
-        loads = Stale(words) if sharing == STALE else words
+        loads = Stale(words, PAGE_WORDS, 50) if sharing == STALE else words
         barrier.wait()
         started_s = time.monotonic()
         for batch in batches(settings):

@@ -1,11 +1,12 @@
-"""What a litmus test may end with: every outcome that a memory model allows, by enumeration, and how outcomes are judged.
+"""What a litmus test may end with: every outcome that a memory model allows, by enumeration, and how outcomes are
+judged.
 
-An outcome is the values of all loads, thread by thread, followed by the last value of each variable. 0 is what a variable
-was before, FOREIGN is a value that nobody has stored this time: stale or out of thin air.
+An outcome is the values of all loads, thread by thread, followed by the last value of each variable. 0 is what a
+variable was before, FOREIGN is a value that nobody has stored this time: stale or out of thin air.
 
 - **sequential**: the threads might as well have run one after the other. It takes no overlap, and tells little.
-- **interleaved**: only threads that overlap end like this, and an interleaving explains it. A run in which none of these
-  came had no power.
+- **interleaved**: only threads that overlap end like this, and an interleaving explains it. A run in which none of
+  these came had no power.
 - **forbidden**: no interleaving of the threads explains it.
 """
 
@@ -25,8 +26,8 @@ FOREIGN: Final = -1
 SC: Final = "SC"
 """Lamport's sequential consistency: what is promised between nodes."""
 TSO: Final = "TSO"
-"""Each thread has a queue of stores before memory, and sees its own: x86, what is promised within a node (Owens, Sarkar,
-Sewell, "A better x86 memory model: x86-TSO", TPHOLs 2009)."""
+"""Each thread has a queue of stores before memory, and sees its own: x86, what is promised within a node (Owens,
+Sarkar, Sewell, "A better x86 memory model: x86-TSO", TPHOLs 2009)."""
 
 
 class _State(NamedTuple):
