@@ -26,6 +26,13 @@ PURE = [
     "nodes/bulk.py",
     "nodes/machine.py",
     "nodes/readahead.py",
+    "tests/history/accesses.py",
+    "tests/history/histories.py",
+    "tests/history/linearizable.py",
+    "tests/history/sequential.py",
+    "tests/litmus/judging.py",
+    "tests/litmus/outcomes.py",
+    "tests/litmus/shapes.py",
 ]
 """A function of (state, event): the same in production, in a model checker and in a simulator."""
 
