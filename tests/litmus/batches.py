@@ -6,7 +6,8 @@ through without an overlap. So a batch is a few rounds on each of some groups of
 by the time base of litmus7 (Alglave, Maranget et al., "Litmus: running tests against hardware", TACAS 2011): each
 group has a time slot, since all processes read one clock, and each access of one of its rounds, the meeting, has a
 random time within the slot. A thread that is late waits for nothing. This orders nothing: it is no access, and nobody
-learns whether the others were in time.
+learns whether the others were in time. To sleep empties the processor's store buffer; all rounds but the meetings have
+nothing between their accesses.
 
 Rounds cannot leak into each other: the words of a batch are used by one round each, all processes meet at a barrier
 between batches, and what is stored grows from batch to batch, so that each value tells its batch. Nothing is ever
