@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 MESSAGES := 1000000
+ROUNDS := 100000
+PROGRAMS := 10000
 
 help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -20,10 +22,16 @@ lint: $(READY) ## ruff (rules and format) and mypy --strict
 	$(PY) -m mypy
 
 fuzz: $(READY) ## mutated, random and lying messages for every decoder, machine and socket (MESSAGES=1000000 SEED=1)
-	PYTHONPATH=.:tests/machines:tests/system $(PY) tests/fuzz/campaign.py --messages $(MESSAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	PYTHONPATH=.:tests/machines:tests/system $(PY) tests/fuzz/fuzzing.py --messages $(MESSAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
+
+litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each)
+	PYTHONPATH=tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS)
+
+histories: $(READY) ## every access of random programs on real clusters is checked (PROGRAMS=10000 on each)
+	PYTHONPATH=tests/system $(PY) tests/history/record.py --programs $(PROGRAMS)
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -66,6 +74,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint fuzz bench clean
+.PHONY: help demo test lint fuzz litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -33,6 +33,13 @@ PURE = [
     "nodes/pages.py",
     "nodes/readahead.py",
     "nodes/requests.py",
+    "tests/history/accesses.py",
+    "tests/history/histories.py",
+    "tests/history/linearizable.py",
+    "tests/history/sequential.py",
+    "tests/litmus/judging.py",
+    "tests/litmus/outcomes.py",
+    "tests/litmus/shapes.py",
 ]
 """A function of (state, event): the same in production, in a model checker and in a simulator."""
 

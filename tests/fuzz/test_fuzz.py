@@ -13,8 +13,8 @@ import decoders
 import lies
 import pytest
 import sockets
-from campaign import IN_PROCESS
 from cluster import Cluster
+from fuzzing import IN_PROCESS
 from report import Outcome
 
 from directory.machine import PageMachine

@@ -325,3 +325,14 @@ class Cluster:
             log.close()
         os.environ.pop(_MARK, None)
         shutil.rmtree(self.home)
+
+
+@contextlib.contextmanager
+def running(nodes: int) -> Iterator[Cluster]:
+    """A cluster for what is no test of pytest, or for a part of one. Checked and cleaned up like a test's."""
+    cluster = Cluster(nodes)
+    try:
+        yield cluster
+        cluster.check()
+    finally:
+        cluster.clean()
