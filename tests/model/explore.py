@@ -263,7 +263,7 @@ class World:
             if ways is None:
                 network: Network = self.networks.values[state[-1]]
                 ways = self._lost[key] = [
-                    (("leave", cuts), self.networks.number(after)) for cuts, after in lost(network, side)
+                    (("leave", tuple(cuts.items())), self.networks.number(after)) for cuts, after in lost(network, side)
                 ]
             for event, network_after in ways:
                 after = (*state[:side], GONE, *state[side + 1 : -1], network_after)
@@ -347,8 +347,12 @@ class World:
         if orbit is None:
             frozen = self.nodes[side].values[number]
             forms = (rewritten(frozen, side, _exchanging(order)) for order in permutations(self.sides))
-            orbit = min([self._forms.setdefault((order[side - 1], form), len(self._forms)) for order, form in
-                zip(permutations(self.sides), forms, strict=True)])
+            orbit = min(
+                [
+                    self._forms.setdefault((order[side - 1], form), len(self._forms))
+                    for order, form in zip(permutations(self.sides), forms, strict=True)
+                ]
+            )
             self._orbits[side, number] = orbit
         return orbit
 

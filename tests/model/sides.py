@@ -28,13 +28,12 @@ OPERATIONS: Final = ("load", "store", "prefetch", "ahead", "evict", "detach")
 
 
 class Configuration(NamedTuple):
-    """What is explored. ``budget``: operations that each node may begin, any of ``operations``; ``departures``: nodes
-    that may be lost; ``patient``: a hold outlasts the retry of its thread (else it may end at any time)."""
+    """What is explored. ``budgets``: for each node, how many operations it may begin, any of ``operations``;
+    ``applications`` of each node, ``threads`` of each of these; ``departures``: nodes that may be lost; ``patient``: a
+    hold outlasts the retry of its thread, else it may end at any time."""
 
-    name: str
-    nodes: int
-    pages: int
-    budget: int
+    budgets: tuple[int, ...]
+    pages: int = 1
     operations: tuple[str, ...] = OPERATIONS
     applications: int = 1
     threads: int = 1
@@ -43,6 +42,10 @@ class Configuration(NamedTuple):
     patient: bool = True
     node_class: type[NodeMachine] = NodeMachine
     directory_class: type[PageMachine] = PageMachine
+
+    @property
+    def nodes(self) -> int:
+        return len(self.budgets)
 
 
 class Sent(NamedTuple):
@@ -80,7 +83,7 @@ class Stage(Cluster):
 
     def effect(self, node: Node, effect: Any) -> None:
         if self.told is not None:
-            self.told(effect)
+            self.told(effect)  # a Send is told of by send(), too
 
     def store(self, node: Node, page: int) -> None:
         self.stored = page
@@ -93,6 +96,8 @@ class Stage(Cluster):
         self, source: int, to: int, message: Message, contents: list[int] | None = None, bulk: bool = False
     ) -> None:
         self.sent.append(Sent(to, bulk, frozen_message(message), tuple(contents or ())))
+        if self.told is not None:
+            self.told(self.sent[-1])
 
 
 def frozen_message(message: Message) -> Frozen:
@@ -120,7 +125,7 @@ def make_node(number: int, frozen: Frozen | None, how: Configuration, stage: Sta
 
 
 def first_node(number: int, how: Configuration) -> Frozen:
-    return freeze_node(make_node(number, None, how, Stage(how)), how.pages, how.budget)
+    return freeze_node(make_node(number, None, how, Stage(how)), how.pages, how.budgets[number - 1])
 
 
 def budget_of(frozen: Frozen) -> int:
@@ -138,10 +143,10 @@ def node_step(
         _HAPPEN[event[0]](node, *event[1:])
         after = freeze_node(node, how.pages, budget)
     except Exception as error:
-        return Outcome(frozen, wrong=f"n{number}: {type(error).__name__}: {error}")
+        return Outcome(frozen, wrong=f"unhandled: n{number}: {type(error).__name__}: {error}")
     wrong = ""
     if node.machine.late and not how.departures:
-        wrong = f"n{number} counts an answer as late, though nobody has left"
+        wrong = f"unhandled: n{number} counts an answer as late, though nobody has left"
     return Outcome(after, tuple(stage.sent), stage.stored, stage.loaded, wrong)
 
 
@@ -271,6 +276,6 @@ def directory_step(frozen: Frozen, source: int, message: Frozen, how: Configurat
             sent = machine.step(source, message_of(message))
         after = freeze_directory(machine, members)
     except Exception as error:
-        return Outcome(frozen, wrong=f"dir: {type(error).__name__}: {error}")
+        return Outcome(frozen, wrong=f"unhandled: dir: {type(error).__name__}: {error}")
     out = tuple(Sent(to, False, frozen_message(each), ()) for to, each in sent if to in members)
-    return Outcome(after, out, wrong="dir rejects a message" if machine.rejected else "")
+    return Outcome(after, out, wrong="unhandled: dir rejects a message" if machine.rejected else "")

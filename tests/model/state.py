@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
-from simulated_cluster import REGION, Application, Node
+from simulated_cluster import Application, Node, Thread
 
 from directory.holdings import Holding, Holdings
 from directory.machine import PageMachine
-from dsm.constants import EXTENT_BYTES
 from dsm.pagetable import PageTable
 
 Frozen = Any
@@ -83,9 +83,25 @@ OMITTED: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 
+SHELL: Final[dict[type[Any], frozenset[str]]] = {
+    cls: frozenset(fields.split())
+    for cls, fields in {
+        Node: "cluster number machine memory applications holds bulk _effects",
+        Application: "node name threads unprotected poisoned prefetches",
+        Thread: "application access asleep reported",
+    }.items()
+}
+"""The fields of the simulated shell, which is frozen by hand: a test compares."""
+
 NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner"))
 MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
+PLAIN_FIELDS: Final = frozenset(
+    "region start stop count first total page pages op ahead zero keep acks state twin reason fetch "
+    "machine memory applications holds bulk budget".split()
+)
+"""Fields of messages and other named tuples that are rewritten by their own type only."""
+ROLES: Final = NODE_FIELDS | MASK_FIELDS | HOLDING_FIELDS | PLAIN_FIELDS | {"generation"}
 
 
 def kind_of(cls: type[Any]) -> str:
@@ -101,11 +117,25 @@ def fields_of(thing: Any) -> tuple[str, ...]:
     """The fields that make up the state of an object of a machine, in a fixed order."""
     cls = type(thing)
     kind = kind_of(cls)
-    names = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())} | set(getattr(thing, "__dict__", ()))
+    names = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())} | set(
+        getattr(thing, "__dict__", ())
+    )
     unknown = names - KNOWN[kind] - OMITTED.get(kind, frozenset())
     if unknown:
-        raise Unknown(f"{kind} has fields that {__name__} does not know: {sorted(unknown)}; are they part of its state?")
+        raise Unknown(
+            f"{kind} has fields that {__name__} does not know: {sorted(unknown)}; are they part of its state?"
+        )
     return tuple(sorted(names & KNOWN[kind]))
+
+
+@cache
+def _named_fields(cls: type[Any]) -> tuple[str, ...]:
+    """The fields of a named tuple: how to rewrite each is decided by its name."""
+    names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
+    unknown = set(names) - ROLES
+    if unknown:
+        raise Unknown(f"{cls.__qualname__} has fields that {__name__} does not know: {sorted(unknown)}")
+    return names
 
 
 # -- freezing ------------------------------------------------------------------------------------------
@@ -132,7 +162,7 @@ class Freezer:
         if cls is Application:
             return (cls, self._applications.index(thing))
         if issubclass(cls, tuple):
-            return (cls, *map(self._field, cls._fields, thing))
+            return (cls, *map(self._field, _named_fields(cls), thing))
         return (cls, *((name, self._slot(thing, name)) for name in fields_of(thing)))
 
     def _field(self, name: str, value: Any) -> Frozen:
@@ -347,9 +377,3 @@ def with_contents(frozen: Frozen, page: int, value: int) -> Frozen:
     if memory[1 + page] == HOLE:
         return frozen
     return (*frozen[:2], (*memory[: 1 + page], value, *memory[2 + page :]), *frozen[3:])
-
-
-def new_node(node: Node, pages: int) -> None:
-    """What a node needs before :func:`thaw_node`, or before it starts."""
-    node.machine.add_region(REGION, pages, EXTENT_BYTES // pages)
-
