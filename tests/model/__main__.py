@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -60,10 +61,8 @@ def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Ver
         seen = shared.Queue()
         left: set[Future[Verdict]] = {pool.submit(run, name, how, seen) for name, how in chosen.items()}
         while left:
-            try:
+            with contextlib.suppress(Empty):
                 yield seen.get(timeout=0.2)
-            except Empty:
-                pass
             done = {future for future in left if future.done()}
             left -= done
             yield from (future.result() for future in as_completed(done))

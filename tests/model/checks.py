@@ -116,8 +116,8 @@ def network_alone(network: Network, how: Configuration) -> str:
     """A channel carries, for each page, a few messages at most, however long the cluster runs.
 
     To the directory: the Done of a request, the next Request and its Hurry. From it: what answers the node's own
-    request, what somebody else's transaction wants of it, and a Hurry. From node to node: one Data or Ack, as a page is in one
-    transaction at a time. A departure adds what it cuts short, once for each node that leaves.
+    request, what somebody else's transaction wants of it, and a Hurry. From node to node: one Data or Ack, as a page
+    is in one transaction at a time. A departure adds what it cuts short, once for each node that leaves.
     """
     spare = 1 + how.departures
     for channel, packets in network.channels:
@@ -159,7 +159,7 @@ def quiet(views: tuple[View, ...], said: tuple[Said, ...], open_extents: bool) -
         exclusive = sum(1 << n for n, v in enumerate(views, 1) if v.exclusive & bit)
         alive = sum(1 << n for n, v in enumerate(views, 1) if v is not NOBODY)
         if says.copies & alive != held or says.exclusive != bool(exclusive):
-            return f"agreement: of p{page} the directory says {says}, the nodes hold {held:b} and exclusively {exclusive:b}"
+            return f"agreement: of p{page} the directory says {says}, held by {held:b}, exclusively by {exclusive:b}"
     return ""
 
 

@@ -28,7 +28,7 @@ def conversation(world: World, found: Found) -> str:
 
 
 def _steps(world: World, found: Found) -> Iterator[str]:
-    """The states were kept under canonical names, which change from step to step: go the same way under lasting ones."""
+    """The states were kept under names that change from step to step: go the same way under lasting ones."""
     state, wrong = world.first(), found.wrong
     for number, wanted in enumerate(found.states[1:] + found.again, 1):
         if number == len(found.states):
@@ -115,7 +115,7 @@ def _heard(where: int, each: Any) -> Iterator[str]:
 
 def _named(effect: Any) -> Any:
     """An effect with the names of applications in place of them, and no page data."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in effect._asdict().items():
         if isinstance(value, Application):
             fields[name] = repr(value)

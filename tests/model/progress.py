@@ -22,7 +22,7 @@ Ints = np.ndarray[Any, np.dtype[Any]]
 
 
 def check_progress(graph: Graph, livelock: bool = True) -> Found | None:
-    """What is wrong with a graph of states in none of which anything is wrong. ``livelock``: cycles are a fault, too."""
+    """What is wrong with the graph of states that are each right. ``livelock``: cycles are a fault, too."""
     stuck = without_end(graph)
     if len(stuck):
         return _round(graph, stuck, "deadlock: from here no way leads to an end")

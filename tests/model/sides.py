@@ -140,7 +140,7 @@ def node_step(
     node = make_node(number, frozen, how, stage)
     budget = budget_of(frozen) - (event[0] in NEW)
     try:
-        _HAPPEN[event[0]](node, *event[1:])
+        HAPPEN[event[0]](node, *event[1:])
         after = freeze_node(node, how.pages, budget)
     except Exception as error:
         return Outcome(frozen, wrong=f"unhandled: n{number}: {type(error).__name__}: {error}")
@@ -195,7 +195,7 @@ def _get(node: Node, source: int, bulk: bool, message: Frozen, contents: tuple[i
     node.receive(Packet(message_of(message), list(contents)))
 
 
-_HAPPEN: Final[dict[str, Callable[..., None]]] = {
+HAPPEN: Final[dict[str, Callable[..., None]]] = {
     "load": _access(False),
     "store": _access(True),
     "prefetch": _prefetch,
@@ -259,8 +259,9 @@ def _thought_of(node: Node, how: Configuration) -> Iterator[Event]:
 
 def first_directory(how: Configuration) -> Frozen:
     machine = how.directory_class()
-    machine.add_region(REGION, EXTENT_BYTES, EXTENT_BYTES // how.pages)
-    return freeze_directory(machine, set(range(1, how.nodes + 1)))
+    page_size = EXTENT_BYTES // how.pages
+    machine.add_region(REGION, how.pages * page_size, page_size)
+    return freeze_directory(machine, set(range(1, how.nodes + 1)), how.departures > 0)
 
 
 def directory_step(frozen: Frozen, source: int, message: Frozen, how: Configuration) -> Outcome:
@@ -274,7 +275,7 @@ def directory_step(frozen: Frozen, source: int, message: Frozen, how: Configurat
             sent += machine.forget_node(source, f"n{source}")
         else:
             sent = machine.step(source, message_of(message))
-        after = freeze_directory(machine, members)
+        after = freeze_directory(machine, members, how.departures > 0)
     except Exception as error:
         return Outcome(frozen, wrong=f"unhandled: dir: {type(error).__name__}: {error}")
     out = tuple(Sent(to, False, frozen_message(each), ()) for to, each in sent if to in members)

@@ -8,7 +8,9 @@ Three things are made the same that cannot matter:
 - *Generations* are only ever compared with one another: those that occur anywhere are numbered anew, in order.
 - *Contents* of a page are 0 (zeros), LATEST (what was stored last) or OUTDATED: a store outdates every other copy.
 - *Holdings* are written out in place of the number under which the directory interned them. After a departure two
-  numbers may mean the same, which cuts runs shorter: ``twin`` tells them apart.
+  numbers may mean the same, which cuts runs shorter, and the lower one is given to new pages: so where nodes may leave,
+  the order of the numbers that are in use is part of the state (*exact*). A number that no page carries is forgotten at
+  once; production forgets them in a sweep now and then.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ class Unknown(TypeError):
 
 
 class Held(NamedTuple):
-    """A Holding in place of its number; ``twin`` 0: the number that new pages held like this get."""
+    """A Holding in place of its number; ``place``: that of its number among those in use, 0 where it cannot matter."""
 
     state: int
     owner: int
     copies: int
-    twin: int
+    place: int
 
 
 class Side(NamedTuple):
@@ -97,8 +99,31 @@ NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owne
 MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
 PLAIN_FIELDS: Final = frozenset(
-    "region start stop count first total page pages op ahead zero keep acks state twin reason fetch "
-    "machine memory applications holds bulk budget".split()
+    (
+        "region",
+        "start",
+        "stop",
+        "count",
+        "first",
+        "total",
+        "page",
+        "pages",
+        "op",
+        "ahead",
+        "zero",
+        "keep",
+        "acks",
+        "state",
+        "place",
+        "reason",
+        "fetch",
+        "machine",
+        "memory",
+        "applications",
+        "holds",
+        "bulk",
+        "budget",
+    )
 )
 """Fields of messages and other named tuples that are rewritten by their own type only."""
 ROLES: Final = NODE_FIELDS | MASK_FIELDS | HOLDING_FIELDS | PLAIN_FIELDS | {"generation"}
@@ -131,7 +156,7 @@ def fields_of(thing: Any) -> tuple[str, ...]:
 @cache
 def _named_fields(cls: type[Any]) -> tuple[str, ...]:
     """The fields of a named tuple: how to rewrite each is decided by its name."""
-    names: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
+    names: tuple[str, ...] = cls._fields
     unknown = set(names) - ROLES
     if unknown:
         raise Unknown(f"{cls.__qualname__} has fields that {__name__} does not know: {sorted(unknown)}")
@@ -144,9 +169,9 @@ def _named_fields(cls: type[Any]) -> tuple[str, ...]:
 class Freezer:
     """Freezes one side. ``applications``: those of the node, which its machine knows as waiters."""
 
-    def __init__(self, applications: list[Application], holdings: Holdings | None = None) -> None:
+    def __init__(self, applications: list[Application], holdings: dict[int, Frozen] | None = None) -> None:
         self._applications = applications
-        self._holdings = _twins(holdings) if holdings is not None else {}
+        self._holdings = holdings or {}
 
     def freeze(self, thing: Any, role: str = "") -> Frozen:
         """``role``: the name of the field that it is in."""
@@ -179,22 +204,23 @@ class Freezer:
         return self.freeze(value)
 
 
-def _twins(holdings: Holdings) -> dict[int, Frozen]:
-    """What to write in place of each number."""
-    seen: dict[Holding, int] = {}
-    out: dict[int, Frozen] = {}
-    for number, holding in enumerate(holdings._holdings):
-        if holdings._numbers.get(holding) == number:
-            out[number] = (Held, *holding, 0)
-        else:
-            seen[holding] = twin = seen.get(holding, 0) + 1
-            out[number] = (Held, *holding, twin)
-    return out
+def freeze_directory(machine: PageMachine, members: set[int], exact: bool) -> Frozen:
+    """The directory, whom it counts as members, and the holdings that it knows."""
+    holdings, numbers = machine.holdings, machine.holdings._numbers
+    used = sorted(_used(machine) - {0})
+    known = sorted({*used, *(numbers[holdings[number]] for number in used)})  # new pages get the latter
+    assert exact or known == [numbers[holdings[number]] for number in known], "two numbers mean the same holding"
+    held = {number: (Held, *holdings[number], place if exact else 0) for place, number in enumerate([0, *known])}
+    extra = (held[number] for number in known if number not in used)
+    return (tuple, Freezer([], held).freeze(machine), (set, *sorted(members)), (tuple, *extra))
 
 
-def freeze_directory(machine: PageMachine, members: set[int]) -> Frozen:
-    """The directory and whom it counts as members."""
-    return (tuple, Freezer([], machine.holdings).freeze(machine), (set, *sorted(members)))
+def _used(machine: PageMachine) -> set[int]:
+    """The numbers of the holdings of pages, and of those in transactions."""
+    regions = machine._regions.values()
+    active = [t for region in regions for extent in region.extents.values() for t in extent.active]
+    used = {region.table.get(page) for region in regions for page in range(region.pages)}
+    return used | {t.before for t in active} | {t.after for t in active}
 
 
 def freeze_node(node: Node, pages: int, budget: int) -> Frozen:
@@ -259,31 +285,24 @@ class Thawer:
 
 def thaw_directory(frozen: Frozen, cls: type[PageMachine]) -> tuple[PageMachine, set[int]]:
     machine = cls()
-    _, inner, members = frozen
-    found: set[Frozen] = set()
+    _, inner, members, extra = frozen
+    nobody = (Held, 0, 0, 0, 0)
+    found: set[Frozen] = set(extra[1:])
     _find_held(inner, found)
-    numbers: dict[Frozen, int] = {(Held, 0, 0, 0, 0): 0}
-    for held in sorted(found, key=lambda held: (held[-1], held[1:])):  # first those that new pages get
-        holding = Holding(*held[1:4])
-        if held not in numbers:
-            numbers[held] = len(machine.holdings._holdings)
-            machine.holdings._holdings.append(holding)
-            machine.holdings._numbers.setdefault(holding, numbers[held])
-        if held[-1]:  # its first number may be that of no page now
-            assert holding in machine.holdings._numbers
-    Thawer([], numbers).into(machine, inner)
+    known = [nobody, *sorted(found - {nobody}, key=lambda held: (held[-1], held[1:]))]
+    machine.holdings = holdings = Holdings()
+    holdings._holdings = [Holding(*held[1:-1]) for held in known]
+    holdings._numbers = {h: n for n, h in reversed(list(enumerate(holdings._holdings)))}
+    Thawer([], {held: number for number, held in enumerate(known)}).into(machine, inner)
     return machine, set(members[1:])
 
 
 def _find_held(frozen: Frozen, found: set[Frozen]) -> None:
-    if type(frozen) is tuple:
-        if frozen and frozen[0] is Held:
+    if type(frozen) is tuple and frozen:
+        if frozen[0] is Held:
             found.add(frozen)
-            if frozen[-1]:
-                found.add((*frozen[:-1], 0))
-        else:
-            for item in frozen:
-                _find_held(item, found)
+        for item in frozen:
+            _find_held(item, found)
 
 
 def thaw_node(frozen: Frozen, node: Node) -> None:
@@ -313,7 +332,7 @@ def _thaw_application(node: Node, index: int, frozen: Frozen) -> Application:
 
 
 class Rewrite(NamedTuple):
-    """What to put in place of generations (of a node), of a node's last generation, of nodes and of bit masks of them."""
+    """What to put in place of a generation of a node, of a node's last one, of a node, of a bit mask of nodes."""
 
     generation: Callable[[int, int], int] = lambda owner, number: number
     last: Callable[[int, int], int] = lambda owner, number: number
@@ -363,7 +382,7 @@ def _key(key: int, owner: int, how: Rewrite, role: str) -> int:
 
 def _owner(cls: type[Any], frozen: Frozen, owner: int) -> int:
     """Whose generation a message or transaction carries, if it says so itself."""
-    fields = cls._fields  # type: ignore[attr-defined]
+    fields = cls._fields
     if "requester" in fields:
         return int(frozen[1 + fields.index("requester")])
     if "generation" in fields and "node" in fields and type(frozen[1 + fields.index("node")]) is int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import networkx as nx
-import numpy as np
+from typing import Any
+
 import pytest
 
-from dsm.wire import DIRECTORY
 from nodes.machine import NodeMachine
 
 from . import bugs
 from .configurations import QUICK
 from .conversation import conversation
 from .explore import Found, World, explore
-from .progress import check_progress, cyclic_core, digraph, without_end
+from .progress import check_progress, cyclic_core
 from .sides import Configuration
 
 ACCESS = ("load", "store")
@@ -48,9 +47,9 @@ SEEDED = [
 
 
 @pytest.mark.parametrize(("bug", "how", "kind"), SEEDED, ids=[bug.__name__ for bug, _, _ in SEEDED])
-def test_a_seeded_bug_is_found(bug: type, how: Configuration, kind: str) -> None:
-    field = "node_class" if issubclass(bug, NodeMachine) else "directory_class"
-    world, found = look(how._replace(**{field: bug}))
+def test_a_seeded_bug_is_found(bug: type[Any], how: Configuration, kind: str) -> None:
+    is_node = issubclass(bug, NodeMachine)
+    world, found = look(how._replace(node_class=bug) if is_node else how._replace(directory_class=bug))
     assert found is not None
     assert found.wrong.startswith(f"{kind}:")
     told = conversation(world, found).splitlines()
