@@ -11,7 +11,8 @@ from simulated_cluster import REGION
 
 from directory.machine import Outgoing, PageMachine
 from dsm.wire import DIRECTORY, Ack, Data, Done, Fetch, Grant, Invalidate, Message, Request
-from nodes.machine import Drop, Effect, Hold, NodeMachine, Resume, Send, Supply
+from nodes.effects import Drop, Effect, Hold, Resume, Send, Supply
+from nodes.machine import NodeMachine
 
 
 class WritesBeforeTheAcks(NodeMachine):

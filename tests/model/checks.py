@@ -12,13 +12,11 @@ from simulated_cluster import REGION, Node
 
 from directory.machine import PageMachine
 from dsm.wire import DIRECTORY
-from nodes.machine import EXCLUSIVE, LOST, SHARED
+from nodes.pages import EXCLUSIVE, HELD, LOST, SHARED
 
 from .network import Network
 from .sides import Configuration
 from .state import LATEST, OUTDATED
-
-HELD: Final = SHARED | EXCLUSIVE
 
 
 class View(NamedTuple):

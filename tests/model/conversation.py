@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulated_cluster import Application
-from test_transcripts import Conversation, pages, side, told
+from test_transcripts import Conversation, side
 
+from dsm.story import span, told
 from dsm.wire import Data, Fetch, Invalidate
-from nodes.machine import Expedite, Send, Supply
+from nodes.effects import Expedite, Send, Supply
 
 from .explore import Found, Move, State, World
 from .sides import LEFT, Event, Sent, directory_step, message_of, node_step
@@ -18,10 +19,11 @@ from .sides import LEFT, Event, Sent, directory_step, message_of, node_step
 def conversation(world: World, found: Found) -> str:
     """What is wrong, the cluster, and then each step: what happens, and below it what that side does."""
     how = world.how
+    before = "; ".join(_what(where, event) for where, event in how.before)
     return "\n".join(
         [
             f"{how.nodes} nodes, {how.applications} applications on each, {how.threads} threads in each; "
-            f"{pages(0, how.pages)} never touched; {how.frame_pages} pages a frame",
+            f"{span(0, how.pages)}, {how.frame_pages} in a frame; before: {before or 'nothing'}",
             *_steps(world, found),
         ]
     )
@@ -106,7 +108,7 @@ def _heard(where: int, each: Any) -> Iterator[str]:
     elif isinstance(each, Supply):
         m = each.fetch
         steps = [*(["protect"] if each.protect else []), "read", *([] if m.keep else ["drop"])]
-        yield f"{side(where)}: {', '.join(steps)} {pages(m.start, m.count)}"
+        yield f"{side(where)}: {', '.join(steps)} {span(m.start, m.count)}"
     elif isinstance(each, Expedite):
         yield f"{side(where)}: p{each.hurry.page} goes first, for {side(each.hurry.requester)}"
     elif not isinstance(each, Send):

@@ -123,10 +123,16 @@ class World:
         self._orders: dict[Any, list[tuple[int, ...]]] = {}
 
     def first(self) -> State:
-        """Nothing was ever touched."""
+        """Nothing has happened but what was to happen before."""
         directory = self.directories.number(first_directory(self.how))
         nodes = [self.nodes[i].number(first_node(i, self.how)) for i in self.sides]
-        return (directory, *nodes, self.networks.number(Network(0, ())))
+        state: State = (directory, *nodes, self.networks.number(Network(0, ())))
+        for side, event in self.how.before:
+            due = [move for move in self.moves(state, canonical=False) if (move.side, move.event) == (side, event)]
+            while due:
+                state = due[0].state
+                due = [move for move in self.moves(state, canonical=False) if move.event[0] not in NEW]
+        return state
 
     # -- what is known of a value --------------------------------------------------------------------------
 

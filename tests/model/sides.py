@@ -30,7 +30,8 @@ OPERATIONS: Final = ("load", "store", "prefetch", "ahead", "evict", "detach")
 class Configuration(NamedTuple):
     """What is explored. ``budgets``: for each node, how many operations it may begin, any of ``operations``;
     ``applications`` of each node, ``threads`` of each of these; ``departures``: nodes that may be lost; ``patient``: a
-    hold outlasts the retry of its thread, else it may end at any time."""
+    hold outlasts the retry of its thread, else it may end at any time. ``before``: events, each with its node, that
+    have happened and come to an end before anything else may begin."""
 
     budgets: tuple[int, ...]
     pages: int = 1
@@ -40,6 +41,7 @@ class Configuration(NamedTuple):
     frame_pages: int = 1
     departures: int = 0
     patient: bool = True
+    before: tuple[tuple[int, Event], ...] = ()
     node_class: type[NodeMachine] = NodeMachine
     directory_class: type[PageMachine] = PageMachine
 
@@ -125,7 +127,8 @@ def make_node(number: int, frozen: Frozen | None, how: Configuration, stage: Sta
 
 
 def first_node(number: int, how: Configuration) -> Frozen:
-    return freeze_node(make_node(number, None, how, Stage(how)), how.pages, how.budgets[number - 1])
+    budget = how.budgets[number - 1] + sum(side == number for side, _ in how.before)
+    return freeze_node(make_node(number, None, how, Stage(how)), how.pages, budget)
 
 
 def budget_of(frozen: Frozen) -> int:

@@ -64,7 +64,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
     for name, fields in {
         "nodes.NodeMachine": "_regions _generation deferred",
         "nodes.Region": "number pages per_extent table asks waiters held deferred prefetches lost",
-        "nodes.Ask": "generation start stop op ahead left target parts over",
+        "nodes.Ask": "generation start stop op need left target parts over",
         "nodes.Part": "count owed acks acked closed",
         "nodes.Prefetch": "owed write waiter",
         "nodes.Bulk": "_transfers",
@@ -80,8 +80,8 @@ OMITTED: Final[dict[str, frozenset[str]]] = {
     for name, fields in {
         # Not state: who it is, constants, what only tells the story. ``late`` and ``rejected`` are looked at after
         # every step, and begin at 0 again. ``holdings`` is in the tables and transactions, written out.
-        "nodes.NodeMachine": "me late story _cause _handlers",
-        "directory.PageMachine": "holdings transactions rejected story _sweep_at",
+        "nodes.NodeMachine": "me late story _tell _now _cause _handlers",
+        "directory.PageMachine": "holdings transactions rejected story _tell _now _sweep_at",
     }.items()
 }
 
@@ -110,6 +110,7 @@ PLAIN_FIELDS: Final = frozenset(
         "pages",
         "op",
         "ahead",
+        "need",
         "zero",
         "keep",
         "acks",
