@@ -25,11 +25,11 @@ QUICK: Final[dict[str, Configuration]] = {
     "2 nodes, 1 page, hasty": Configuration((2, 2), operations=(*_ACCESS, "evict"), patient=False),
     "2 nodes, 1 page, departure": Configuration((2, 1), departures=1),
     "3 nodes, 1 page": Configuration((1, 1, 1)),
-    "3 nodes, 1 page, departures": Configuration((1, 1, 1), operations=_ACCESS, departures=2),
+    "3 nodes, 1 page, departures": Configuration((1, 1, 0), operations=(*_ACCESS, "evict"), departures=2),
     "3 nodes, 1 page, accesses": Configuration((2, 2, 1), operations=_ACCESS),
     "2 nodes, 2 pages": Configuration((1, 1), pages=2),
     "2 nodes, 2 pages, departure": Configuration((1, 1), pages=2, departures=1),
-    "written run": Configuration((1, 2), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
+    "written run": Configuration((1, 1), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
     "written run, departure": Configuration((0, 2), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN),
     "shared run, departure": Configuration((0, 0, 1), pages=2, departures=1, before=_SHARED_RUN),
     "2 applications": Configuration((1, 1), applications=2),
@@ -38,6 +38,7 @@ QUICK: Final[dict[str, Configuration]] = {
 
 FULL: Final[dict[str, Configuration]] = {
     **QUICK,
+    "written run, 2 operations": Configuration((1, 2), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
     "2 nodes, 1 page, hasty, 2 operations": Configuration((2, 2), patient=False),
     "3 nodes, 1 page, 2 operations": Configuration((2, 2, 2)),
     "3 nodes, 1 page, departure, 1 operation": Configuration((1, 1, 1), departures=1),
@@ -47,6 +48,7 @@ FULL: Final[dict[str, Configuration]] = {
     "2 nodes, 2 pages, 2 operations": Configuration((2, 2), pages=2),
     "2 nodes, 2 pages, hasty": Configuration((2, 1), pages=2, patient=False),
     "2 nodes, 2 pages, departure, 2+1 operations": Configuration((2, 1), pages=2, departures=1),
+    "2 nodes, 2 pages, departure, 2 operations": Configuration((2, 2), pages=2, departures=1),
     "3 nodes, 2 pages": Configuration((1, 1, 1), pages=2),
     "3 nodes, 2 pages, departure, prefetches": Configuration(
         (1, 1, 1), pages=2, operations=("prefetch",), departures=1

@@ -141,11 +141,14 @@ def kind_of(cls: type[Any]) -> str:
 
 def fields_of(thing: Any) -> tuple[str, ...]:
     """The fields that make up the state of an object of a machine, in a fixed order."""
-    cls = type(thing)
+    cls: Any = type(thing)
+    return _known_fields(cls, frozenset(getattr(thing, "__dict__", ())))
+
+
+@cache
+def _known_fields(cls: type[Any], own: frozenset[str]) -> tuple[str, ...]:
     kind = kind_of(cls)
-    names = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())} | set(
-        getattr(thing, "__dict__", ())
-    )
+    names = {slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ())} | own
     unknown = names - KNOWN[kind] - OMITTED.get(kind, frozenset())
     if unknown:
         raise Unknown(
