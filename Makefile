@@ -16,6 +16,9 @@ demo: $(READY) ## denoise a photograph on two nodes; the pictures go to demo-out
 test: $(READY) ## all tests, on every core (ARGS="-k barrier" adds to the command)
 	$(PY) -m pytest -n auto $(ARGS)
 
+model: $(READY) ## explore every interleaving of the protocol (ARGS="--quick", "--only threads", "--json")
+	PYTHONPATH=tests:tests/machines $(PY) -m model $(ARGS)
+
 lint: $(READY) ## ruff (rules and format) and mypy --strict
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -74,6 +77,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint fuzz litmus histories bench clean
+.PHONY: help demo test model lint fuzz litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -350,6 +350,9 @@ class NodeMachine:
             return False
         if m.start < m.first or stop > m.first + m.total:
             return False
+        part = ask.parts.get(m.first)
+        if part is not None and part.closed and not part.closed.isdisjoint(range(m.start, stop)):
+            return False  # given up: if such a page is asked for, then by a later request
         if m.count == 1:
             return region.table.get(m.start) == ASKED[ask.op]
         return all(state == ASKED[ask.op] for _, _, state in region.table.runs(m.start, stop))
@@ -499,6 +502,7 @@ class NodeMachine:
         if part.owed is None or part.settled:
             self._close_part(region, ask, first, part, effects)
         for start, stop, _ in missing:
+            part.closed.update(range(start, stop))
             self._move(region, start, stop, pages.GIVE_UP)
             effects.append(Send(DIRECTORY, GaveUp(m.region, m.generation, start, stop - start)))  # before asking again
             self._resume(region, start, stop, False, effects)

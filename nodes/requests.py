@@ -15,7 +15,7 @@ class Part:
         self.owed: int | None = None  # pages still to come as data; None until a Grant or Data tells
         self.acks = 0  # acknowledgements owed, known when ``owed`` is
         self.acked = 0  # bit mask of the nodes that have acknowledged: one counts once
-        self.closed: set[int] = set()  # pages that were closed before the others had come
+        self.closed: set[int] = set()  # pages that were closed, or given up, before the others were settled
 
     @property
     def alone(self) -> bool:

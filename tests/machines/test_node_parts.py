@@ -17,6 +17,7 @@ from dsm.wire import (
     Grant,
     Hurry,
     Invalidate,
+    Lost,
     Message,
     Orphan,
     Request,
@@ -137,6 +138,18 @@ def test_of_a_run_whose_supplier_has_gone_only_what_has_not_come_is_given_up(nod
     sent = [e.message for e in effects if isinstance(e, Send)]
     assert [m for m in sent if isinstance(m, GaveUp)] == [GaveUp(1, 1, 0, 16), GaveUp(1, 1, 32, 32)]
     assert Send(0, Done(1, 1, 16, 16)) in node.step(Ack(1, 1, 0, OTHER))
+
+
+def test_data_of_a_page_that_was_given_up_is_late_though_the_page_is_asked_for_again(node: NodeMachine) -> None:
+    """Found by the model checker: p1 was on its way when its supplier left, and an acknowledgement is still owed."""
+    node.prefetch(1, 0, 2, True, "a")
+    node.data(Data(1, 1, 0, 2, 0, 1, 1), "p0")
+    assert Send(0, GaveUp(1, 1, 1, 1)) in node.step(Orphan(1, 1, 0, 2))
+    assert any(ask.start == 1 for ask in node._regions[1].asks.values())  # the prefetch still wants it
+    assert node.data(Data(1, 1, 0, 2, 1, 1, 1), "p1") == []
+    assert node.late == 1
+    node.step(Lost(1, 2, 1, 1, "n2"))
+    assert Send(0, Done(1, 1, 0, 1)) in node.step(Ack(1, 1, 0, OTHER))
 
 
 def test_a_store_to_a_page_that_has_come_does_not_wait_for_the_others(node: NodeMachine) -> None:

@@ -1,0 +1,64 @@
+"""What is explored: the full list, and the part of it that is small enough for every test run.
+
+Departures multiply the states (any node, at any point, with any last part of what it sent on each channel, and no
+exchange of nodes), so those configurations have smaller budgets or fewer kinds of operations.
+
+Some begin where something has happened already (``before``): what comes then is reached with less.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .sides import Configuration
+
+_ACCESS: Final = ("load", "store")
+_RUNS: Final = ("load", "store", "prefetch")
+
+_SHARED_RUN: Final = ((1, ("prefetch", 0, 0, 2, False)), (2, ("prefetch", 0, 0, 2, False)))
+"""Nodes 1 and 2 have read both pages; node 1 owns them."""
+_WRITTEN_RUN: Final = ((1, ("prefetch", 0, 0, 2, True)),)
+"""Node 1 has both pages, writable."""
+
+QUICK: Final[dict[str, Configuration]] = {
+    "2 nodes, 1 page": Configuration((2, 2)),
+    "2 nodes, 1 page, hasty": Configuration((2, 2), operations=(*_ACCESS, "evict"), patient=False),
+    "2 nodes, 1 page, departure": Configuration((2, 1), departures=1),
+    "3 nodes, 1 page": Configuration((1, 1, 1)),
+    "3 nodes, 1 page, departures": Configuration((1, 1, 0), operations=(*_ACCESS, "evict"), departures=2),
+    "3 nodes, 1 page, accesses": Configuration((2, 2, 1), operations=_ACCESS),
+    "2 nodes, 2 pages": Configuration((1, 1), pages=2),
+    "2 nodes, 2 pages, departure": Configuration((1, 1), pages=2, departures=1),
+    "written run": Configuration((1, 1), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
+    "written run, departure": Configuration((0, 2), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN),
+    "shared run, departure": Configuration((0, 0, 1), pages=2, departures=1, before=_SHARED_RUN),
+    "2 applications": Configuration((1, 1), applications=2),
+    "2 threads": Configuration((2, 1), threads=2),
+}
+
+FULL: Final[dict[str, Configuration]] = {
+    **QUICK,
+    "written run, 2 operations": Configuration((1, 2), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
+    "2 nodes, 1 page, hasty, 2 operations": Configuration((2, 2), patient=False),
+    "3 nodes, 1 page, 2 operations": Configuration((2, 2, 2)),
+    "3 nodes, 1 page, departure, 1 operation": Configuration((1, 1, 1), departures=1),
+    "3 nodes, 1 page, departures, 1 operation": Configuration((1, 1, 1), departures=2),
+    "3 nodes, 1 page, departure, 2 accesses": Configuration((2, 2, 2), operations=_ACCESS, departures=1),
+    "2 nodes, 1 page, departure, 2 operations": Configuration((2, 2), departures=1),
+    "2 nodes, 2 pages, 2 operations": Configuration((2, 2), pages=2),
+    "2 nodes, 2 pages, hasty": Configuration((2, 1), pages=2, patient=False),
+    "2 nodes, 2 pages, departure, 2+1 operations": Configuration((2, 1), pages=2, departures=1),
+    "2 nodes, 2 pages, departure, 2 operations": Configuration((2, 2), pages=2, departures=1),
+    "3 nodes, 2 pages": Configuration((1, 1, 1), pages=2),
+    "3 nodes, 2 pages, departure, prefetches": Configuration(
+        (1, 1, 1), pages=2, operations=("prefetch",), departures=1
+    ),
+    "shared run, departure, 1+1 operations": Configuration(
+        (0, 1, 1), pages=2, operations=_RUNS, departures=1, before=_SHARED_RUN
+    ),
+    "written run, 2 readers, departure": Configuration(
+        (0, 1, 1), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN
+    ),
+    "2 applications, 2 operations": Configuration((2, 2), applications=2),
+    "2 threads, 2 operations": Configuration((2, 2), threads=2),
+}

@@ -1,0 +1,74 @@
+"""The machines in all that can happen in small clusters; and the checker itself, which must find what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nodes.machine import NodeMachine
+
+from . import bugs
+from .configurations import QUICK
+from .conversation import conversation
+from .explore import Found, World, explore
+from .progress import check_progress, cyclic_core
+from .sides import Configuration
+
+ACCESS = ("load", "store")
+
+
+def look(how: Configuration) -> tuple[World, Found | None]:
+    world = World(how)
+    graph, found = explore(world)
+    return world, found or check_progress(graph, livelock=how.patient)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_everything_holds_in_every_state(name: str) -> None:
+    world, found = look(QUICK[name])
+    assert found is None, conversation(world, found)
+
+
+# -- what is wrong is found ------------------------------------------------------------------------------
+
+SEEDED = [
+    (bugs.WritesBeforeTheAcks, Configuration((2, 2), operations=ACCESS), "single writer"),
+    (bugs.SaysDoneBeforeTheAcks, Configuration((2, 2), operations=ACCESS), "unhandled"),
+    (bugs.KeepsWritable, Configuration((1, 1), operations=ACCESS), "memory"),
+    (bugs.AcksBeforeDropping, Configuration((2, 2), operations=ACCESS), "memory"),
+    (
+        bugs.TakesLateAnswers,
+        Configuration((0, 1), operations=ACCESS, departures=1, before=((1, ("load", 0, 0)),)),
+        "unhandled",
+    ),
+    (bugs.DoesNotHold, Configuration((1, 1), operations=ACCESS), "livelock"),
+    (bugs.WakesOnlyOne, Configuration((1, 2), operations=ACCESS, applications=2), "deadlock"),
+    (bugs.ForgetsOneSharer, Configuration((2, 2), operations=ACCESS), "single writer"),
+    (bugs.ForgetsTheQueue, Configuration((2, 2), operations=ACCESS), "deadlock"),
+    (bugs.DoesNotQueue, Configuration((2, 2), operations=ACCESS), "unhandled"),
+]
+
+
+@pytest.mark.parametrize(("bug", "how", "kind"), SEEDED, ids=[bug.__name__ for bug, _, _ in SEEDED])
+def test_a_seeded_bug_is_found(bug: type[Any], how: Configuration, kind: str) -> None:
+    is_node = issubclass(bug, NodeMachine)
+    world, found = look(how._replace(node_class=bug) if is_node else how._replace(directory_class=bug))
+    assert found is not None
+    assert found.wrong.startswith(f"{kind}:")
+    told = conversation(world, found).splitlines()
+    assert told[-1].startswith(f"so: {kind}:")
+    assert any("dir gets Request p0 generation=" in line for line in told)
+    if kind == "livelock":
+        assert "and from here on, round and round:" in told
+
+    _, without = look(how)  # the same exploration of the machines as they are
+    assert without is None
+
+
+def test_a_livelock_is_none_where_holds_may_be_too_short() -> None:
+    how = Configuration((1, 1), operations=ACCESS, patient=False)
+    graph, found = explore(World(how))
+    assert found is None
+    assert check_progress(graph, livelock=False) is None
+    assert len(cyclic_core(graph))
