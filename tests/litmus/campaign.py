@@ -32,8 +32,8 @@ _LIMIT_S: Final = 3600.0
 _SHOWN_MAX: Final = 4
 _LEGEND: Final = """\
 sequential: as if the threads had run one after the other; interleaved: only threads that overlap end like this;
-forbidden: no interleaving explains it. 1:y=0 is what thread 1 loaded, [x=2] the last value; ? is foreign: stale, or never
-stored.\
+forbidden: no interleaving explains it. 1:y=0 is what thread 1 loaded, [x=2] the last value; ? is a value that is stale
+or that nobody stored.\
 """
 
 DEFAULT: Final = ("MP", "SB", "LB", "2+2W", "WRC", "IRIW", "CoRR", "CoRR2", "CoWW", "CoRW", "CoWR")
@@ -86,7 +86,7 @@ class Run(NamedTuple):
         ]
         if histogram.powerless:
             lines.append("  WARNING: no power: no round shows that its threads overlapped")
-        elif missing := histogram.missing:
+        if missing := histogram.missing:
             some = ", ".join(histogram.text(each) for each in missing[:_SHOWN_MAX])
             lines.append(f"  warning: {len(missing)} interleaved outcomes never came: {some}")
         return lines
