@@ -1,11 +1,11 @@
 """Is the history of one word linearizable? Exact, in O(n log n), for stores of values that all differ.
 
-Gibbons, Korach, "Testing shared memories", SIAM J. Computing 26(4), 1997, section 4. The store of a value and the
-loads that saw it are a *cluster*: in any linearization they stand together, the store first. Let f be the first
-response in a cluster and s the last invocation. One cluster has to come before another if anything of it is over
-before something of the other begins: f1 < s2. So a history is linearizable if and only if every load saw a value that
-somebody stored, no load was over before the store of its value began, and no two clusters have to come before each
-other: f1 < s2 and f2 < s1.
+Gibbons, Korach, "Testing shared memories", SIAM J. Computing 26(4), 1997, for a known read-mapping. The store of a
+value and the loads that saw it are a *cluster*: in any linearization they stand together, the store first. Let f be
+the first response in a cluster and s the last invocation. One cluster has to come before another if anything of it is
+over before something of the other begins: f1 < s2. So a history is linearizable if and only if every load saw a value
+that somebody stored, no load was over before the store of its value began, and no two clusters have to come before
+each other: f1 < s2 and f2 < s1.
 
 That pairs are enough: let a -> b say f_a < s_b. From a -> b and c -> d follows a -> d or c -> b, so a shortest cycle
 of three or more clusters can be made shorter unless all of them are forward, f < s, and in no pair both ways; but

@@ -32,6 +32,8 @@ VALUES: Final = 8
 """What is stored in batch n lies in (8n, 8n + 8)."""
 ROUNDS_EACH: Final = (1, 2, 4, 8, 16, 32)
 """On one group of pages."""
+_BATCHES_MIN: Final = 4
+"""A short run is not to be one batch of many rounds on each page, with few meetings."""
 SLOTS_US: Final = (700, 1200, 2000)
 """Of a group: less than, about and more than what it takes for all to have their turn."""
 NEAR_SLOT_US: Final = 20
@@ -95,7 +97,7 @@ def batches(settings: Settings) -> Iterator[Batch]:
 def _batch(shape: Shape, settings: Settings, number: int, rounds_max: int) -> Batch:
     chance = Random(f"{settings.seed} {number}")
     pages = _pages(shape, settings.apart, chance)
-    each = chance.choice(ROUNDS_EACH)
+    each = chance.choice([each for each in ROUNDS_EACH if each * PAGES * _BATCHES_MIN <= settings.rounds] or [1])
     slot_us = chance.choice(SLOTS_US)
     places = [place for group in pages for place in _places(group, each, chance)][:rounds_max]
     if settings.near:

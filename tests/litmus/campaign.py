@@ -29,6 +29,13 @@ _HERE: Final = str(Path(__file__).resolve().parent)
 _LIMIT_S: Final = 3600.0
 """Of one group of runs: only there so that nothing hangs for ever."""
 
+_SHOWN_MAX: Final = 4
+_LEGEND: Final = """\
+sequential: as if the threads had run one after the other; interleaved: only threads that overlap end like this;
+forbidden: no interleaving explains it. 1:y=0 is what thread 1 loaded, [x=2] the last value; ? is a value that is stale
+or that nobody stored.\
+"""
+
 DEFAULT: Final = ("MP", "SB", "LB", "2+2W", "WRC", "IRIW", "CoRR", "CoRR2", "CoWW", "CoRW", "CoWR")
 
 
@@ -79,8 +86,9 @@ class Run(NamedTuple):
         ]
         if histogram.powerless:
             lines.append("  WARNING: no power: no round shows that its threads overlapped")
-        elif histogram.missing:
-            lines.append("  warning: never came: " + ", ".join(histogram.text(each) for each in histogram.missing))
+        if missing := histogram.missing:
+            some = ", ".join(histogram.text(each) for each in missing[:_SHOWN_MAX])
+            lines.append(f"  warning: {len(missing)} interleaved outcomes never came: {some}")
         return lines
 
 
@@ -137,7 +145,7 @@ def run_all(cluster: Cluster, group: Sequence[Variant], rounds: int, seed: int, 
 def main(rounds: int, seed: int | None, names: tuple[str, ...]) -> None:
     """Run the litmus tests and print how often each outcome came."""
     seed = int(time.time()) if seed is None else seed
-    print(f"seed {seed}", flush=True)
+    print(f"seed {seed}\n{_LEGEND}", flush=True)
     started_s = time.monotonic()
     runs: list[Run] = []
     for nodes, group in itertools.groupby(variants(names or DEFAULT), key=lambda each: each.nodes):

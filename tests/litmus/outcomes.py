@@ -173,10 +173,9 @@ class Histogram:
         return " ".join(parts)
 
     def table(self) -> list[str]:
-        """A line for each outcome that came or might have come, the most frequent of each kind first."""
+        """A line for each outcome that came, the most frequent of each kind first."""
         order = {"sequential": 0, "interleaved": 1, "forbidden": 2}
-        outcomes = self.allowed | set(self.counts)
-        rows = sorted(outcomes, key=lambda each: (order[self.kind(each)], -self.counts[each], each))
+        rows = sorted(self.counts, key=lambda each: (order[self.kind(each)], -self.counts[each], each))
         return [f"  {self.counts[each]:>8}  {self.kind(each):<11}  {self.text(each)}" for each in rows]
 
 

@@ -12,7 +12,7 @@ from litmus_program import PRIVATE, STALE
 
 import dsm
 
-ROUNDS = 300
+ROUNDS = 120
 SEED = 1
 
 

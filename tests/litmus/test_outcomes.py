@@ -86,7 +86,7 @@ def test_tso_differs_where_a_load_overtakes_a_store() -> None:
 
 
 def test_tso_sees_its_own_stores() -> None:
-    own = shape("SB+rfi", "x=1 x y | y=1 y x")  # n7 of the x86-TSO paper, without its last store
+    own = shape("SB+rfi", "x=1 x y | y=1 y x")  # intra-processor forwarding, iwp2.4 of the x86-TSO paper
     assert (1, 0, 1, 0, 1, 1) in allowed(own, TSO) - allowed(own, SC)
     assert not any(outcome[0] != 1 or outcome[2] != 1 for outcome in allowed(own, TSO))
 
