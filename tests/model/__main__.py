@@ -7,11 +7,9 @@ import gc
 import json
 import multiprocessing
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from queue import Empty
-from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -19,45 +17,15 @@ from rich.live import Live
 from rich.table import Table
 
 from .configurations import FULL, QUICK
-from .conversation import conversation
-from .explore import World, explore
-from .progress import check_progress
 from .sides import Configuration
-
-
-class Verdict(NamedTuple):
-    """What an exploration has found, and the CPU time that it took. ``wrong``: what is wrong, "" if nothing is."""
-
-    name: str
-    states: int
-    transitions: int
-    depth: int
-    seconds: float
-    wrong: str
-    conversation: str
-
-
-Sight = tuple[str, int, int, int]
-"""Of an exploration that is under way: its name, states so far, how many are still to be expanded, depth."""
-
-
-def run(name: str, how: Configuration, seen: Any = None) -> Verdict:
-    """Explore one configuration. ``seen``: a queue that hears of progress."""
-    began_s = time.process_time()
-    gc.disable()  # nothing here is a cycle, and there are millions of tuples to look through
-    world = World(how)
-    graph, found = explore(world, lambda *counts: seen.put((name, *counts)) if seen is not None else None)
-    found = found or check_progress(graph, livelock=how.patient)
-    told = conversation(world, found) if found is not None else ""
-    wrong = found.wrong if found is not None else ""
-    seconds = time.process_time() - began_s
-    return Verdict(name, len(graph.states), graph.transitions, graph.depth, seconds, wrong, told)
+from .verdict import Sight, Verdict, run
 
 
 def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Verdict]:
     """All of them, ``jobs`` at a time, the small ones first; verdicts, and sights in between."""
-    context = multiprocessing.get_context("fork")
-    with context.Manager() as shared, ProcessPoolExecutor(jobs, context, max_tasks_per_child=None) as pool:
+    context = multiprocessing.get_context("spawn")  # the live table has a thread, which no fork should copy
+    # No garbage is made of cycles here, and there are millions of tuples to look through for it.
+    with context.Manager() as shared, ProcessPoolExecutor(jobs, context, gc.disable) as pool:
         seen = shared.Queue()
         left: set[Future[Verdict]] = {pool.submit(run, name, how, seen) for name, how in chosen.items()}
         while left:

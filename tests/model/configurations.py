@@ -30,7 +30,7 @@ QUICK: Final[dict[str, Configuration]] = {
     "2 nodes, 2 pages": Configuration((1, 1), pages=2),
     "2 nodes, 2 pages, departure": Configuration((1, 1), pages=2, departures=1),
     "written run": Configuration((1, 1), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
-    "written run, departure": Configuration((0, 2), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN),
+    "written run, departure": Configuration((0, 1), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN),
     "shared run, departure": Configuration((0, 0, 1), pages=2, departures=1, before=_SHARED_RUN),
     "2 applications": Configuration((1, 1), applications=2),
     "2 threads": Configuration((2, 1), threads=2),
@@ -38,6 +38,9 @@ QUICK: Final[dict[str, Configuration]] = {
 
 FULL: Final[dict[str, Configuration]] = {
     **QUICK,
+    "written run, departure, 2 operations": Configuration(
+        (0, 2), pages=2, operations=_RUNS, departures=1, before=_WRITTEN_RUN
+    ),
     "written run, 2 operations": Configuration((1, 2), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
     "2 nodes, 1 page, hasty, 2 operations": Configuration((2, 2), patient=False),
     "3 nodes, 1 page, 2 operations": Configuration((2, 2, 2)),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nodes.machine import NodeMachine
 
 from . import bugs
+from .__main__ import table
 from .configurations import QUICK
 from .conversation import conversation
 from .explore import Found, World, explore
 from .progress import check_progress, cyclic_core
 from .sides import Configuration
+from .verdict import run
 
 ACCESS = ("load", "store")
 
@@ -72,3 +76,15 @@ def test_a_livelock_is_none_where_holds_may_be_too_short() -> None:
     assert found is None
     assert check_progress(graph, livelock=False) is None
     assert len(cyclic_core(graph))
+
+
+def test_the_table_tells_what_holds_and_what_does_not() -> None:
+    how = Configuration((1, 1), operations=ACCESS)
+    chosen = {"right": how, "wrong": how._replace(node_class=bugs.KeepsWritable), "later": how}
+    verdicts = {name: run(name, chosen[name]) for name in ("right", "wrong")}
+    console = Console(width=160, file=StringIO(), record=True)
+    console.print(table(chosen, {**verdicts}))
+    shown = {line.split()[1]: line for line in console.export_text().splitlines() if line.startswith("│")}
+    assert f"{verdicts['right'].states:,}" in shown["right"] and "holds" in shown["right"]
+    assert "memory: p0" in shown["wrong"] and "so: memory: p0" in verdicts["wrong"].conversation
+    assert "waits" in shown["later"]
