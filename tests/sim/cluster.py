@@ -91,16 +91,13 @@ class SimulatedCluster:
         self.oracle = Oracle(self)
         self.directory = DirectoryHost(self)
         self.workloads: list[Workload] = []
+        self.alive = 0  # processes
         self._members: set[int] = set()
         self._last_pid = 100
         for _ in range(nodes):
-            self._join(self._introduce)
-
-    def _introduce(self, outgoing: list[tuple[bytes, wire.Message]]) -> None:
-        """Nodes that are there from the beginning know each other."""
-        for to, message in outgoing:
-            if isinstance(message, wire.Member):
-                self.hosts[number(to)].links.member(message.node, message.address)
+            self._join(lambda outgoing: self.directory.machine.news.clear())
+        for host in self.hosts.values():  # nodes that are there from the beginning know each other
+            host.links.knows(self.hosts)
 
     def join(self) -> Host:
         """A node arrives."""

@@ -7,8 +7,8 @@ does after a pause. What a host has sent when it dies may arrive or not, from so
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 from dsm import wire
 
@@ -159,6 +159,10 @@ class Links:
         self._to_directory = to_directory
         self._members: set[int] = set()
 
+    def knows(self, nodes: Iterable[int]) -> None:
+        """These were members before this one began to listen."""
+        self._members.update(node for node in nodes if node != self.node)
+
     def member(self, node: int, address: str) -> None:
         assert address
         self._members.add(node)
@@ -189,6 +193,3 @@ class Links:
             return None
         deliver = self._to_peer(to)
         return None if deliver is None else self._network.channel(self.node, to, bulk, deliver)
-
-    def bulk_packets(self, nodes: Any) -> int:
-        return sum(len(c.packets) for n in nodes if (c := self._channel(n, True)) is not None)

@@ -240,6 +240,7 @@ class Process:
         self.areas: list[Area] = []
         self.idle: list[Pipe] = []  # connections between two operations, as dsm/client.py pools them
         host.processes[self.pid] = self
+        host.cluster.alive += 1
 
     def start(self, name: str, program: Program) -> Thread:
         """A new thread."""
@@ -253,10 +254,11 @@ class Process:
             self.kill("")
 
     def kill(self, who: str) -> None:
-        """SIGKILL, or the ordinary exit if it was nobody: threads stop now; the rest goes a little later, in any order."""
+        """SIGKILL, or the ordinary exit if it was nobody: threads stop now, the rest goes soon, in any order."""
         if not self.alive:
             return
         self.alive = False
+        self.host.cluster.alive -= 1
         world = self.host.world
         if who:
             world.note("%s pid %d is killed by %s", self.name, self.pid, who)
@@ -275,6 +277,7 @@ class Process:
             thread.over = True
         self._lose_memory()
         if was_alive:
+            self.host.cluster.alive -= 1
             self.host.cluster.process_was_killed(self)
 
     def _lose_memory(self) -> None:

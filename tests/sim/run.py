@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, Final, NamedTuple
 
-from dsm.constants import PAGE_BYTES
+from dsm.constants import EXTENT_BYTES, PAGE_BYTES
 
 from . import faults, workloads
 from .cluster import SimulatedCluster
@@ -13,18 +14,10 @@ from .workloads import Workload
 from .world import S, SimulationError, World
 
 _EVENTS_MAX: Final = 3_000_000
+_LARGE_NODES: Final = 64
+"""A cluster with more nodes has one workload, which uses all of them."""
 _TIME_MAX: Final = 600 * S
 """Simulated. The longest faults and the leases that they cost take less than 100 s."""
-
-
-class Result(NamedTuple):
-    """What a run that has gone well can say of itself."""
-
-    seed: int
-    trace_hash: str
-    events: int
-    simulated_s: float
-    counts: dict[str, int]
 
 
 class Run:
@@ -51,7 +44,10 @@ class Run:
         self.fault_count = chance.randint(1, 10)
         self.span = world.spread(*faults.EVERY_MS)
         with self.cluster.kernel.installed():
-            self._start_workloads()
+            if self.nodes > _LARGE_NODES:
+                self._start_large()
+            else:
+                self._start_workloads()
         self.faults = faults.Faults(self.cluster, self.kinds, self.fault_count, self.span)
 
     def _start_workloads(self) -> None:
@@ -61,7 +57,17 @@ class Run:
             page_size = chance.choice((PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, 4 * PAGE_BYTES))
             pages = chance.choice((1, 2, 5, 12, 24, 40))
             rounds = chance.randint(4, 40)
-            self.cluster.workloads.append(kind(self.cluster, kind.__name__.lower(), workers, rounds, pages, page_size))
+            if chance.random() < 0.03:  # more than one extent
+                pages, rounds = EXTENT_BYTES // page_size + chance.randint(1, 40), 8
+            self._start(kind, workers, rounds, pages, page_size)
+
+    def _start_large(self) -> None:
+        """As many processes as nodes, but a short life of each."""
+        kind = self.world.chance.choice(workloads.LARGE)
+        self._start(kind, self.nodes, 2, 6, PAGE_BYTES)
+
+    def _start(self, kind: type[Workload], workers: int, rounds: int, pages: int, page_size: int) -> None:
+        self.cluster.workloads.append(kind(self.cluster, kind.__name__.lower(), workers, rounds, pages, page_size))
 
     def describe(self) -> str:
         """The configuration, for people."""
@@ -74,13 +80,28 @@ class Run:
             ]
         )
 
-    def execute(self) -> Result:
+    def describe_failure(self, error: BaseException, lines: int) -> str:
+        """What somebody who has to find the cause wants to see."""
+        world = self.world
+        where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        return "\n".join(
+            [
+                f"seed {world.seed} FAILED after {world.events} events, {world.now / S:.6f} s simulated",
+                self.describe(),
+                "--- the last events ---",
+                *world.tail(lines),
+                f"--- {type(error).__name__}: {error}",
+                where,
+            ]
+        )
+
+    def execute(self) -> None:
         """Run to the end. Raises :class:`SimulationError`, or whatever production code raises."""
         world = self.world
         with self.cluster.kernel.installed():
             self._until(lambda: self.faults.over, "the faults are over")
             self._end_the_stranded()
-            self._until(lambda: not self.cluster.processes(), "every thread has ended")
+            self._until(lambda: not self.cluster.alive, "every thread has ended")
             self._until(lambda: not world.pending, "everything is quiet")
             for _ in range(2):  # two more rounds of heartbeats change nothing
                 until = world.now + S
@@ -88,7 +109,6 @@ class Run:
             self.cluster.oracle.check_quiet()
             for workload in self.cluster.workloads:
                 workload.check()
-        return Result(world.seed, world.trace_hash, world.events, world.now / S, dict(world.counts))
 
     def _until(self, done: Any, what: str) -> None:
         world = self.world
@@ -109,13 +129,32 @@ class Run:
         return "\n  ".join(map(repr, waiting)) or "nobody"
 
 
-def describe_failure(run: Run, error: BaseException, lines: int) -> str:
-    """What somebody who has to find the cause wants to see."""
-    tail = "\n".join(run.world.tail(lines))
-    return (
-        f"seed {run.world.seed} FAILED after {run.world.events} events, {run.world.now / S:.6f} s simulated\n"
-        f"{run.describe()}\n--- the last events ---\n{tail}\n--- {type(error).__name__}: {error}\n"
-    )
+class Outcome(NamedTuple):
+    """What one seed came to; ``failure`` is empty if it went well."""
+
+    seed: int
+    nodes: int | None
+    failure: str
+    events: int
+    simulated_s: float
+    counts: dict[str, int]
+    trace_hash: str
+
+    @property
+    def replay_command(self) -> str:
+        """What to type to see it again."""
+        nodes = f" --nodes {self.nodes}" if self.nodes else ""
+        return f"python -m tests.sim --seed {self.seed}{nodes}"
 
 
-__all__ = ["Result", "Run", "Workload", "describe_failure"]
+def simulate(task: tuple[int, int | None, int]) -> Outcome:
+    """Run one seed: with a number of nodes, or as drawn; with so many lines of its trace if it fails."""
+    seed, nodes, lines = task
+    run = Run(seed, nodes)
+    failure = ""
+    try:
+        run.execute()
+    except Exception as error:
+        failure = run.describe_failure(error, lines)
+    world = run.world
+    return Outcome(seed, nodes, failure, world.events, world.now / S, dict(world.counts), world.trace_hash)

@@ -313,3 +313,7 @@ class Roamers(Workload):
 ALL: Final[tuple[type[Workload], ...]] = (
     Counters, Bank, Ring, HotPage, FalseSharing, Scan, AttachStorm, Roamers,
 )  # fmt: skip
+
+LARGE: Final[tuple[type[Workload], ...]] = (Counters, Roamers)
+"""Those for a process on each of very many nodes. With that many waiters on one page the directory is too slow for the
+others: what it does after a Done grows with the square of the queue."""
