@@ -65,7 +65,8 @@ class _Tally:
     def show(self) -> None:
         report = self.report()
         print(
-            f"{self.done} seeds, {len(self.failures)} failed, in {report['seconds']} s ({report['seeds_per_s']} seeds/s); "
+            f"{self.done} seeds, {len(self.failures)} failed, "
+            f"in {report['seconds']} s ({report['seeds_per_s']} seeds/s); "
             f"{self.events} events, {report['simulated_s']} s simulated"
         )
         for name, count in report["counts"].items():

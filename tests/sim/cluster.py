@@ -117,20 +117,21 @@ class SimulatedCluster:
         return host
 
     def is_out(self, node: int) -> None:
-        """The directory no longer counts a node as a member: its memory is its own business from now on."""
+        """The directory no longer counts a node as a member. If it does not know, what it reads may be old from now on;
+        one that has left has taken every page away before it said so."""
         host = self.hosts[node]
         self.oracle.departed(host)
         self._members.discard(node)
-        host.trusted = False
+        if host.serving:
+            host.trusted = False
 
     def is_member(self, host: Host) -> bool:
         """Does the directory count it among the nodes?"""
         return host.number in self._members
 
-    def peer(self, to: int) -> Deliver | None:
-        """Where a message to a host goes; None if it has no power."""
-        host = self.hosts[to]
-        return host.from_peer if host.alive else None
+    def peer(self, to: int) -> Deliver:
+        """Where a message to a host goes."""
+        return self.hosts[to].from_peer
 
     def sender_may_go_on(self, source: int) -> None:
         """A frame of a bulk connection has been taken."""
@@ -140,10 +141,12 @@ class SimulatedCluster:
     def running(self, host: Host) -> Iterator[None]:
         """The agent of a host works: system calls are its."""
         before, self.kernel.host = self.kernel.host, host
+        host.busy = True
         try:
             yield
         finally:
             self.kernel.host = before
+            host.busy = False
 
     # -- processes -----------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ _RANGE: Final = struct.Struct("<QQQ")
 _EVENT: Final = struct.Struct("<BxxxxxxxQQ8x")
 _PAGEFAULT: Final = 0x12
 _ZEROS: Final = bytes(PAGE_BYTES)
+_DEPTH_MAX: Final = 3
+"""Agents that are preempted at the same time: one goes on only when those preempted after it have."""
 
 
 class SigBus(Exception):
@@ -41,11 +43,14 @@ class SigBus(Exception):
 class KernelNoise:
     """How often the kernel of a run does what it may do, and what it seldom does."""
 
-    def __init__(self, again: float, partial: float, spurious: float, parallel: float, no_memory: float) -> None:
+    def __init__(
+        self, again: float, partial: float, spurious: float, parallel: float, preempted: float, no_memory: float
+    ) -> None:
         self.again = again  # a request is refused with EAGAIN
         self.partial = partial  # a COPY of several pages comes only part of the way
         self.spurious = spurious  # a thread in a page fault wakes for nothing
         self.parallel = parallel  # an application thread runs in the middle of an agent's turn
+        self.preempted = preempted  # the agent loses its core between two system calls, and everybody else goes on
         self.no_memory = no_memory  # a COPY is refused with ENOMEM
 
 
@@ -135,6 +140,7 @@ class Kernel:
         self.areas: dict[int, Area] = {}  # by the agents' userfaultfds
         self.processes: dict[int, Process] = {}
         self.host: Host | None = None  # the one whose agent runs now
+        self.depth = 0  # how many agents are preempted
         self.present: dict[tuple[int, int], dict[Host, None]] = {}  # by region and kernel page: who has it in memory
         self._fd = 1000
 
@@ -146,10 +152,19 @@ class Kernel:
 
     def _meanwhile(self) -> None:
         host = self.host
-        if host is not None and self.world.odds(self.noise.parallel):
+        if host is None:
+            return
+        if self.world.odds(self.noise.parallel):
             self.host = None  # a thread's own system calls are not those of the agent
             host.run_some_thread()
             self.host = host
+        if self.depth < _DEPTH_MAX and self.world.odds(self.noise.preempted):
+            self.world.counts["agent preempted"] += 1
+            self.depth += 1
+            self.host = None
+            self.world.run_for(self.world.spread(US, 500 * US))
+            self.host = host
+            self.depth -= 1
 
     # -- memory files --------------------------------------------------------------------------------------
 
@@ -196,6 +211,10 @@ class Kernel:
                 del holders[file.host]
                 if not holders:
                     del self.present[file.region, page]
+
+    def pages_of(self, host: Host) -> list[tuple[int, int]]:
+        """Region and kernel page of what a host has in memory."""
+        return [page for page, holders in self.present.items() if host in holders]
 
     def forget_host(self, host: Host) -> None:
         """A host has died, or nobody may rely on it any more."""

@@ -22,6 +22,10 @@ WORD: Final = 8
 """Bytes of a word: what one load or store moves."""
 
 
+_EXPECTED: Final = ("BrokenBarrier", "DirectoryUnreachable")
+"""What programs may be told when others end, or the directory is silent; everything else is a mistake of somebody."""
+
+
 class Region:
     """A region as one process has it attached."""
 
@@ -165,6 +169,8 @@ class Thread:
             self.end()
             return
         except (AgentGone, Refused) as error:
+            if isinstance(error, Refused) and error.error not in _EXPECTED and self.process.host.trusted:
+                raise SimulationError(f"{self.name} was told {error!r}") from error
             self.process.host.world.note("%s ends: %s", self.name, repr(error))
             self.end()
             self.process.host.cluster.process_was_killed(self.process)

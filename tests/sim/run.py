@@ -13,9 +13,10 @@ from .kernel import KernelNoise
 from .workloads import Workload
 from .world import S, SimulationError, World
 
-_EVENTS_MAX: Final = 3_000_000
+_EVENTS_MAX: Final = 400_000
+"""Of a cluster of the usual size; most runs need 4000."""
 _LARGE_NODES: Final = 64
-"""A cluster with more nodes has one workload, which uses all of them."""
+"""A cluster with more nodes has one workload, which uses all of them, and ten times as many events."""
 _TIME_MAX: Final = 600 * S
 """Simulated. The longest faults and the leases that they cost take less than 100 s."""
 
@@ -34,7 +35,8 @@ class Run:
             partial=chance.choice((0.0, 0.3)) if noisy else 0.0,
             spurious=chance.choice((0.0, 0.02, 0.3)) if noisy else 0.0,
             parallel=chance.choice((0.0, 0.05, 0.4)),
-            no_memory=chance.choice((0.0, 0.0, 0.05)) if noisy else 0.0,
+            preempted=chance.choice((0.0, 0.0, 0.05)),
+            no_memory=chance.choice((0.0, 0.0, 0.05, 0.3)) if noisy else 0.0,
         )
         self.delays = chance.choice(((20, 60), (20, 400), (5, 5000)))
         self.cluster = SimulatedCluster(world, self.nodes, self.noise, self.delays)
@@ -57,14 +59,14 @@ class Run:
             page_size = chance.choice((PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, 4 * PAGE_BYTES))
             pages = chance.choice((1, 2, 5, 12, 24, 40))
             rounds = chance.randint(4, 40)
-            if chance.random() < 0.03:  # more than one extent
+            if chance.random() < 0.05:  # more than one extent
                 pages, rounds = EXTENT_BYTES // page_size + chance.randint(1, 40), 8
             self._start(kind, workers, rounds, pages, page_size)
 
     def _start_large(self) -> None:
         """As many processes as nodes, but a short life of each."""
         kind = self.world.chance.choice(workloads.LARGE)
-        self._start(kind, self.nodes, 2, 6, PAGE_BYTES)
+        self._start(kind, self.nodes, 2, self.nodes // 2, PAGE_BYTES)
 
     def _start(self, kind: type[Workload], workers: int, rounds: int, pages: int, page_size: int) -> None:
         self.cluster.workloads.append(kind(self.cluster, kind.__name__.lower(), workers, rounds, pages, page_size))
@@ -115,7 +117,7 @@ class Run:
         while not done():
             if not world.step():
                 raise SimulationError(f"nothing happens any more, before {what}")
-            if world.events > _EVENTS_MAX or world.now > _TIME_MAX:
+            if world.events > _EVENTS_MAX * (10 if self.nodes > _LARGE_NODES else 1) or world.now > _TIME_MAX:
                 raise SimulationError(f"no convergence: not {what}; still waiting:\n  " + self._who_waits())
 
     def _end_the_stranded(self) -> None:
