@@ -94,8 +94,9 @@ class SimulatedCluster:
         self.alive = 0  # processes
         self._members: set[int] = set()
         self._last_pid = 100
-        for _ in range(nodes):
-            self._join(lambda outgoing: self.directory.machine.news.clear())
+        with self.kernel.installed():
+            for _ in range(nodes):
+                self._join(lambda outgoing: self.directory.machine.news.clear())
         for host in self.hosts.values():  # nodes that are there from the beginning know each other
             host.links.knows(self.hosts)
 

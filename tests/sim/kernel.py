@@ -62,6 +62,8 @@ class MemoryFile:
         self.length = length
         self.region = 0
         self.pages: dict[int, bytearray] = {}
+        self.areas: list[Area] = []
+        self.closed = False  # by the agent: it lives on while somebody maps it
 
 
 class Area:
@@ -74,6 +76,7 @@ class Area:
     def __init__(self, process: Process, file: MemoryFile, address: int) -> None:
         self.process = process
         self.file = file
+        file.areas.append(self)
         self.address = address
         self.mapped = True
         self.protected: set[int] = set()
@@ -95,8 +98,11 @@ class Area:
     def unmap(self) -> None:
         """The process takes the mapping away, or ends."""
         self.mapped = False
+        self.file.areas.remove(self)
         self.waiting.clear()
         self.untold.clear()
+        if self.file.closed:
+            self.file.host.cluster.kernel.drop_if_unused(self.file)
 
 
 class Pipe:
@@ -212,6 +218,10 @@ class Kernel:
                 if not holders:
                     del self.present[file.region, page]
 
+    def drop_if_unused(self, file: MemoryFile) -> None:
+        if not file.areas:
+            self.drop(file, range(file.length // PAGE_BYTES))
+
     def pages_of(self, host: Host) -> list[tuple[int, int]]:
         """Region and kernel page of what a host has in memory."""
         return [page for page, holders in self.present.items() if host in holders]
@@ -224,8 +234,9 @@ class Kernel:
 
     def close(self, fd: int) -> None:
         file = self.files.pop(fd, None)
-        if file is not None and not any(area.file is file and area.mapped for area in self.areas.values()):
-            self.drop(file, range(file.length // PAGE_BYTES))
+        if file is not None:
+            file.closed = True
+            self.drop_if_unused(file)
         area = self.areas.pop(fd, None)
         if area is not None:
             area.fd = -1

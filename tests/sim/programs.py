@@ -289,7 +289,8 @@ class Process:
     def _lose_memory(self) -> None:
         self.has_memory = False
         for area in self.areas:
-            area.unmap()
+            if area.mapped:
+                area.unmap()
 
     def connect(self) -> Pipe:
         """A new connection to the agent; closed already if there is none."""

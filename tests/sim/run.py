@@ -13,7 +13,7 @@ from .kernel import KernelNoise
 from .workloads import Workload
 from .world import S, SimulationError, World
 
-_EVENTS_MAX: Final = 400_000
+_EVENTS_MAX: Final = 200_000
 """Of a cluster of the usual size; most runs need 4000."""
 _LARGE_NODES: Final = 64
 """A cluster with more nodes has one workload, which uses all of them, and ten times as many events."""
@@ -32,9 +32,9 @@ class Run:
         noisy = chance.random() < 0.8
         self.noise = KernelNoise(
             again=chance.choice((0.0, 0.01, 0.2)) if noisy else 0.0,
-            partial=chance.choice((0.0, 0.3)) if noisy else 0.0,
+            partial=chance.choice((0.0, 0.5)) if noisy else 0.0,
             spurious=chance.choice((0.0, 0.02, 0.3)) if noisy else 0.0,
-            parallel=chance.choice((0.0, 0.05, 0.4)),
+            parallel=chance.choice((0.0, 0.2, 0.5)),
             preempted=chance.choice((0.0, 0.0, 0.05)),
             no_memory=chance.choice((0.0, 0.0, 0.05, 0.3)) if noisy else 0.0,
         )
@@ -56,7 +56,7 @@ class Run:
         chance = self.world.chance
         for kind in chance.sample(workloads.ALL, chance.randint(1, 3)):
             workers = chance.randint(2, min(6, self.nodes + 2))
-            page_size = chance.choice((PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, 4 * PAGE_BYTES))
+            page_size = chance.choice((PAGE_BYTES, PAGE_BYTES, 4 * PAGE_BYTES))
             pages = chance.choice((1, 2, 5, 12, 24, 40))
             rounds = chance.randint(4, 40)
             if chance.random() < 0.05:  # more than one extent
