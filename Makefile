@@ -18,6 +18,9 @@ lint: $(READY) ## ruff (rules and format) and mypy --strict
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their own each time (ARGS="--seed 7": one again)
+	$(PY) -m tests.sim --seeds $(or $(SEEDS),1000) $(ARGS)
+
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
 
@@ -62,6 +65,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint simulate bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import nodes.memory
 from directory.cluster import Cluster, Outgoing
 from directory.registry import Registry
 from directory.sync import SyncMachine
@@ -19,7 +20,6 @@ from dsm import wire
 from dsm.constants import PAGE_BYTES
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import machine
-from nodes.bulk import Bulk
 from nodes.memory import RegionMemory
 from nodes.pager import Pager
 
@@ -79,6 +79,13 @@ def test_a_seed_is_always_the_same_run() -> None:
         assert there.stdout.split() == here
 
 
+def test_nothing_real_is_opened() -> None:
+    before = os.listdir("/proc/self/fd")
+    for seed in range(10):
+        demand_success(seed)
+    assert os.listdir("/proc/self/fd") == before
+
+
 # --- it can fail -----------------------------------------------------------------------------------------
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -129,12 +136,12 @@ def forget_the_rest_of_a_partial_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def overwrite_after_a_failed_copy(patch: pytest.MonkeyPatch) -> None:
-    """What seed 43 was about."""
+    """As it was: ENOMEM in the middle of a COPY loses what a thread has stored meanwhile."""
 
     def careless(self: RegionMemory, offset: int, frame: Any, length: int) -> None:
-        import nodes.memory
-
-        nodes.memory.os.pwrite(self.memfd, frame.buffer[:length], offset)
+        kernel = nodes.memory.__dict__["os"]  # the simulated one
+        for at in range(0, length, PAGE_BYTES):
+            kernel.pwrite(self.memfd, frame.buffer[at : at + PAGE_BYTES], offset + at)
 
     patch.setattr(RegionMemory, "_write_absent", careless)
 
@@ -145,16 +152,6 @@ def wake_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def leave_with_pages_readable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pager, "withdraw", lambda self: None)
-
-
-def keep_what_was_going_to_a_dead_node(patch: pytest.MonkeyPatch) -> None:
-    cancel = Bulk.cancel
-
-    def half(self: Bulk, region: int | None = None, requester: int | None = None) -> list[Any]:
-        gone = cancel(self, region, requester)
-        return gone if requester is None else []
-
-    patch.setattr(Bulk, "cancel", half)
 
 
 def acknowledge_before_dropping(patch: pytest.MonkeyPatch) -> None:
@@ -172,6 +169,15 @@ def grant_a_lock_twice(patch: pytest.MonkeyPatch) -> None:
         return [(node, wire.Granted(m.ticket, 0))]
 
     patch.setattr(SyncMachine, "_acquire", generous)
+
+
+def break_a_barrier_twice(patch: pytest.MonkeyPatch) -> None:
+    """As it was: of two waiters of a node at one barrier, the first takes the other with it."""
+
+    def careless(self: SyncMachine, node: int) -> list[tuple[int, wire.Message]]:
+        return [told for waiter in [w for w in self._waits_for if w[0] == node] for told in self._give_up(waiter)]
+
+    patch.setattr(SyncMachine, "forget_node", careless)
 
 
 def forget_to_close(patch: pytest.MonkeyPatch) -> None:
@@ -197,7 +203,7 @@ BUGS: list[Break] = [
     acknowledge_before_dropping,
     leave_with_pages_readable,
     grant_a_lock_twice,
-    keep_what_was_going_to_a_dead_node,
+    break_a_barrier_twice,
     forget_to_close,
 ]
 
