@@ -27,6 +27,9 @@ lint: $(READY) ## ruff (rules and format) and mypy --strict
 fuzz: $(READY) ## mutated, random and lying messages for every decoder, machine and socket (MESSAGES=1000000 SEED=1)
 	PYTHONPATH=.:tests/machines:tests/system $(PY) tests/fuzz/fuzzing.py --messages $(MESSAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their own each time (ARGS="--seed 7": one again)
+	$(PY) -m tests.sim --seeds $(or $(SEEDS),1000) $(ARGS)
+
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
 
@@ -77,6 +80,6 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test model lint fuzz litmus histories bench clean
+.PHONY: help demo test model lint fuzz simulate litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -91,16 +91,14 @@ class SimulatedCluster:
         self.oracle = Oracle(self)
         self.directory = DirectoryHost(self)
         self.workloads: list[Workload] = []
+        self.alive = 0  # processes
         self._members: set[int] = set()
         self._last_pid = 100
-        for _ in range(nodes):
-            self._join(self._introduce)
-
-    def _introduce(self, outgoing: list[tuple[bytes, wire.Message]]) -> None:
-        """Nodes that are there from the beginning know each other."""
-        for to, message in outgoing:
-            if isinstance(message, wire.Member):
-                self.hosts[number(to)].links.member(message.node, message.address)
+        with self.kernel.installed():
+            for _ in range(nodes):
+                self._join(lambda outgoing: self.directory.machine.news.clear())
+        for host in self.hosts.values():  # nodes that are there from the beginning know each other
+            host.links.knows(self.hosts)
 
     def join(self) -> Host:
         """A node arrives."""
@@ -120,20 +118,21 @@ class SimulatedCluster:
         return host
 
     def is_out(self, node: int) -> None:
-        """The directory no longer counts a node as a member: its memory is its own business from now on."""
+        """The directory no longer counts a node as a member. If it does not know, what it reads may be old from now on;
+        one that has left has taken every page away before it said so."""
         host = self.hosts[node]
         self.oracle.departed(host)
         self._members.discard(node)
-        host.trusted = False
+        if host.serving:
+            host.trusted = False
 
     def is_member(self, host: Host) -> bool:
         """Does the directory count it among the nodes?"""
         return host.number in self._members
 
-    def peer(self, to: int) -> Deliver | None:
-        """Where a message to a host goes; None if it has no power."""
-        host = self.hosts[to]
-        return host.from_peer if host.alive else None
+    def peer(self, to: int) -> Deliver:
+        """Where a message to a host goes."""
+        return self.hosts[to].from_peer
 
     def sender_may_go_on(self, source: int) -> None:
         """A frame of a bulk connection has been taken."""
@@ -143,10 +142,12 @@ class SimulatedCluster:
     def running(self, host: Host) -> Iterator[None]:
         """The agent of a host works: system calls are its."""
         before, self.kernel.host = self.kernel.host, host
+        host.busy = True
         try:
             yield
         finally:
             self.kernel.host = before
+            host.busy = False
 
     # -- processes -----------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Faults:
     def _inject(self, kind: str) -> None:
         self._scheduled -= 1
         hosts = [host for host in self._cluster.hosts.values() if host.serving and host.trusted]
+        hosts = [host for host in hosts if not host.busy]
         if hosts:
             KINDS[kind](self, self._chance.choice(hosts), hosts)
 

@@ -15,13 +15,13 @@ from nodes.pager import Pager
 from .kernel import Pipe
 from .network import Channel, Links, Packet
 from .programs import Process, Thread
-from .world import US, S
+from .world import US, S, SimulationError
 
 if TYPE_CHECKING:
     from .cluster import SimulatedCluster
 
-_STAGING: Final = memory.Staging(constants.EXTENT_BYTES)
-"""One for all hosts: what has come into it is installed or refused before the next message is looked at."""
+_STAGINGS: Final = [memory.Staging(constants.EXTENT_BYTES) for _ in range(4)]
+"""For all hosts, by how many agents are preempted: what has come into one is installed or refused in the same turn."""
 _LISTENER_FD: Final = 3
 
 
@@ -69,6 +69,7 @@ class Host:
         self.started_s = self.world.now / 1e9
         self.alive = self.serving = self.trusted = True
         self.end_applications = False
+        self.busy = False  # its agent is in the middle of something
         self.rejected = 0
         self.processes: dict[int, Process] = {}
         self.runnable: dict[Thread, None] = {}
@@ -159,6 +160,10 @@ class Host:
     def _turn(self, due: int) -> None:
         if due != self._turn_at or not self.serving:
             return
+        if self.busy:  # preempted in the middle of its last turn
+            self._turn_at = 0
+            self._soon()
+            return
         self._turn_at = 0
         if self.world.now < self.stopped_until:
             self._turn_by(self.stopped_until)
@@ -196,8 +201,9 @@ class Host:
         message = wire.decode(packet.data)
         if type(message) is wire.Data:
             assert packet.payload is not None
-            _STAGING.buffer[: len(packet.payload)] = packet.payload
-            if not self.pager.data(message, _STAGING, len(packet.payload)):
+            staging = _STAGINGS[self.cluster.kernel.depth]
+            staging.buffer[: len(packet.payload)] = packet.payload
+            if not self.pager.data(message, staging, len(packet.payload)):
                 self.rejected += 1
         else:
             self.pager.step(message)
@@ -214,7 +220,7 @@ class Host:
     def _heartbeat(self) -> None:
         if not self.serving:
             return
-        if self.world.now >= self.stopped_until:
+        if self.world.now >= self.stopped_until and not self.busy:
             with self.cluster.running(self):
                 self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
                 self.applications.look_after(self.world.now / 1e9)
@@ -234,6 +240,9 @@ class Host:
         self.cluster.oracle.departed(self)
         with self.cluster.running(self):
             self._leave()
+        here = self.cluster.kernel.pages_of(self)
+        if here:
+            raise SimulationError(f"{self.name} has left, but its applications can still read {here}")
 
     def _leave(self) -> None:
         if self.end_applications:
@@ -242,6 +251,7 @@ class Host:
         self.applications.close()
         self.links.send(wire.DIRECTORY, wire.Leave())
         self.serving = False
+        self.cluster.network.gone.add(self.number)
         for region in self.pager.regions.values():
             region.close()
         for pipe in self.listener.backlog:
@@ -253,6 +263,7 @@ class Host:
     def die(self) -> None:
         """The host loses its power."""
         self.alive = self.serving = self.trusted = False
+        self.cluster.network.gone.add(self.number)
         for channel in self.cluster.network.channels_of(self.number):
             channel.lose(self.world.chance.randint(0, len(channel.packets)))
         for process in list(self.processes.values()):

@@ -32,6 +32,8 @@ _RANGE: Final = struct.Struct("<QQQ")
 _EVENT: Final = struct.Struct("<BxxxxxxxQQ8x")
 _PAGEFAULT: Final = 0x12
 _ZEROS: Final = bytes(PAGE_BYTES)
+_DEPTH_MAX: Final = 3
+"""Agents that are preempted at the same time: one goes on only when those preempted after it have."""
 
 
 class SigBus(Exception):
@@ -41,11 +43,14 @@ class SigBus(Exception):
 class KernelNoise:
     """How often the kernel of a run does what it may do, and what it seldom does."""
 
-    def __init__(self, again: float, partial: float, spurious: float, parallel: float, no_memory: float) -> None:
+    def __init__(
+        self, again: float, partial: float, spurious: float, parallel: float, preempted: float, no_memory: float
+    ) -> None:
         self.again = again  # a request is refused with EAGAIN
         self.partial = partial  # a COPY of several pages comes only part of the way
         self.spurious = spurious  # a thread in a page fault wakes for nothing
         self.parallel = parallel  # an application thread runs in the middle of an agent's turn
+        self.preempted = preempted  # the agent loses its core between two system calls, and everybody else goes on
         self.no_memory = no_memory  # a COPY is refused with ENOMEM
 
 
@@ -57,6 +62,8 @@ class MemoryFile:
         self.length = length
         self.region = 0
         self.pages: dict[int, bytearray] = {}
+        self.areas: list[Area] = []
+        self.closed = False  # by the agent: it lives on while somebody maps it
 
 
 class Area:
@@ -69,6 +76,7 @@ class Area:
     def __init__(self, process: Process, file: MemoryFile, address: int) -> None:
         self.process = process
         self.file = file
+        file.areas.append(self)
         self.address = address
         self.mapped = True
         self.protected: set[int] = set()
@@ -90,8 +98,11 @@ class Area:
     def unmap(self) -> None:
         """The process takes the mapping away, or ends."""
         self.mapped = False
+        self.file.areas.remove(self)
         self.waiting.clear()
         self.untold.clear()
+        if self.file.closed:
+            self.file.host.cluster.kernel.drop_if_unused(self.file)
 
 
 class Pipe:
@@ -135,6 +146,7 @@ class Kernel:
         self.areas: dict[int, Area] = {}  # by the agents' userfaultfds
         self.processes: dict[int, Process] = {}
         self.host: Host | None = None  # the one whose agent runs now
+        self.depth = 0  # how many agents are preempted
         self.present: dict[tuple[int, int], dict[Host, None]] = {}  # by region and kernel page: who has it in memory
         self._fd = 1000
 
@@ -146,10 +158,19 @@ class Kernel:
 
     def _meanwhile(self) -> None:
         host = self.host
-        if host is not None and self.world.odds(self.noise.parallel):
+        if host is None:
+            return
+        if self.world.odds(self.noise.parallel):
             self.host = None  # a thread's own system calls are not those of the agent
             host.run_some_thread()
             self.host = host
+        if self.depth < _DEPTH_MAX and self.world.odds(self.noise.preempted):
+            self.world.counts["agent preempted"] += 1
+            self.depth += 1
+            self.host = None
+            self.world.run_for(self.world.spread(US, 500 * US))
+            self.host = host
+            self.depth -= 1
 
     # -- memory files --------------------------------------------------------------------------------------
 
@@ -197,6 +218,14 @@ class Kernel:
                 if not holders:
                     del self.present[file.region, page]
 
+    def drop_if_unused(self, file: MemoryFile) -> None:
+        if not file.areas:
+            self.drop(file, range(file.length // PAGE_BYTES))
+
+    def pages_of(self, host: Host) -> list[tuple[int, int]]:
+        """Region and kernel page of what a host has in memory."""
+        return [page for page, holders in self.present.items() if host in holders]
+
     def forget_host(self, host: Host) -> None:
         """A host has died, or nobody may rely on it any more."""
         for file in self.files.values():
@@ -205,8 +234,9 @@ class Kernel:
 
     def close(self, fd: int) -> None:
         file = self.files.pop(fd, None)
-        if file is not None and not any(area.file is file and area.mapped for area in self.areas.values()):
-            self.drop(file, range(file.length // PAGE_BYTES))
+        if file is not None:
+            file.closed = True
+            self.drop_if_unused(file)
         area = self.areas.pop(fd, None)
         if area is not None:
             area.fd = -1

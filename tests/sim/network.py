@@ -7,8 +7,8 @@ does after a pause. What a host has sent when it dies may arrive or not, from so
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 from dsm import wire
 
@@ -88,6 +88,7 @@ class Network:
     def __init__(self, world: World, delays: tuple[int, int]) -> None:
         self.world = world
         self.stopped: list[Channel] = []
+        self.gone: set[int] = set()  # hosts that nothing reaches any more; what is sent to them waits at the sender
         self._delays = (delays[0] * US, delays[1] * US)
         self._channels: dict[tuple[int, int, bool], Channel] = {}
         self._cuts: dict[int, Callable[[int, int], bool]] = {}
@@ -121,7 +122,7 @@ class Network:
     # -- faults --------------------------------------------------------------------------------------------
 
     def is_cut(self, source: int, to: int) -> bool:
-        return any(cuts(source, to) for cuts in self._cuts.values())
+        return to in self.gone or any(cuts(source, to) for cuts in self._cuts.values())
 
     def cut(self, cuts: Callable[[int, int], bool]) -> int:
         """Stop the connections between all pairs for which ``cuts`` is true. What :meth:`mend` wants."""
@@ -150,7 +151,7 @@ def _name(host: int) -> str:
 class Links:
     """What a node's :class:`nodes.links.Links` is to its pager and its applications."""
 
-    def __init__(self, network: Network, node: int, to_peer: Callable[[int], Deliver | None], to_directory: Deliver):
+    def __init__(self, network: Network, node: int, to_peer: Callable[[int], Deliver], to_directory: Deliver):
         self.node = node
         self.address = f"tcp://10.0.0.1:{node}"
         self.directory_address = "tcp://10.0.0.1:7400"
@@ -158,6 +159,10 @@ class Links:
         self._to_peer = to_peer
         self._to_directory = to_directory
         self._members: set[int] = set()
+
+    def knows(self, nodes: Iterable[int]) -> None:
+        """These were members before this one began to listen."""
+        self._members.update(node for node in nodes if node != self.node)
 
     def member(self, node: int, address: str) -> None:
         assert address
@@ -187,8 +192,4 @@ class Links:
     def _channel(self, to: int, bulk: bool) -> Channel | None:
         if to not in self._members:  # it has just left
             return None
-        deliver = self._to_peer(to)
-        return None if deliver is None else self._network.channel(self.node, to, bulk, deliver)
-
-    def bulk_packets(self, nodes: Any) -> int:
-        return sum(len(c.packets) for n in nodes if (c := self._channel(n, True)) is not None)
+        return self._network.channel(self.node, to, bulk, self._to_peer(to))

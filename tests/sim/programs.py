@@ -22,6 +22,10 @@ WORD: Final = 8
 """Bytes of a word: what one load or store moves."""
 
 
+_EXPECTED: Final = ("BrokenBarrier", "DirectoryUnreachable")
+"""What programs may be told when others end, or the directory is silent; everything else is a mistake of somebody."""
+
+
 class Region:
     """A region as one process has it attached."""
 
@@ -165,6 +169,8 @@ class Thread:
             self.end()
             return
         except (AgentGone, Refused) as error:
+            if isinstance(error, Refused) and error.error not in _EXPECTED and self.process.host.trusted:
+                raise SimulationError(f"{self.name} was told {error!r}") from error
             self.process.host.world.note("%s ends: %s", self.name, repr(error))
             self.end()
             self.process.host.cluster.process_was_killed(self.process)
@@ -240,6 +246,7 @@ class Process:
         self.areas: list[Area] = []
         self.idle: list[Pipe] = []  # connections between two operations, as dsm/client.py pools them
         host.processes[self.pid] = self
+        host.cluster.alive += 1
 
     def start(self, name: str, program: Program) -> Thread:
         """A new thread."""
@@ -253,10 +260,11 @@ class Process:
             self.kill("")
 
     def kill(self, who: str) -> None:
-        """SIGKILL, or an ordinary exit if it was nobody: threads stop now, the rest a little later, in any order."""
+        """SIGKILL, or the ordinary exit if it was nobody: threads stop now, the rest goes soon, in any order."""
         if not self.alive:
             return
         self.alive = False
+        self.host.cluster.alive -= 1
         world = self.host.world
         if who:
             world.note("%s pid %d is killed by %s", self.name, self.pid, who)
@@ -275,12 +283,14 @@ class Process:
             thread.over = True
         self._lose_memory()
         if was_alive:
+            self.host.cluster.alive -= 1
             self.host.cluster.process_was_killed(self)
 
     def _lose_memory(self) -> None:
         self.has_memory = False
         for area in self.areas:
-            area.unmap()
+            if area.mapped:
+                area.unmap()
 
     def connect(self) -> Pipe:
         """A new connection to the agent; closed already if there is none."""

@@ -61,6 +61,13 @@ class World:
         action(*args)
         return True
 
+    def run_for(self, duration: int) -> None:
+        """The events of the next ``duration`` nanoseconds, in the middle of one that takes so long."""
+        until = self.now + duration
+        while self._heap and self._heap[0][0] <= until:
+            self.step()
+        self.now = until
+
     # -- chance --------------------------------------------------------------------------------------------
 
     def odds(self, probability: float) -> bool:

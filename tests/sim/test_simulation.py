@@ -1,0 +1,217 @@
+"""The simulator itself: old failures, fresh seeds, exact replay, and that it can fail."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nodes.memory
+from directory.cluster import Cluster, Outgoing
+from directory.registry import Registry
+from directory.sync import SyncMachine
+from dsm import wire
+from dsm.constants import PAGE_BYTES
+from dsm.uffd import Outcome, Userfaultfd
+from nodes import effects
+from nodes.memory import RegionMemory
+from nodes.pager import Pager
+
+from .run import simulate
+
+TREE = Path(__file__).resolve().parents[2]
+LINES = 80
+BUG_SEEDS = 120
+
+
+def regressions() -> list[tuple[int, int | None]]:
+    lines = (Path(__file__).parent / "regressions.txt").read_text().splitlines()
+    fields = [line.partition("#")[0].split() for line in lines]
+    return [(int(seed), int(rest[0]) if rest else None) for seed, *rest in filter(None, fields)]
+
+
+def demand_success(seed: int, nodes: int | None = None) -> None:
+    outcome = simulate((seed, nodes, LINES))
+    if outcome.failure:
+        pytest.fail(f"{outcome.failure}\nreplay: {outcome.replay_command}", pytrace=False)
+
+
+@pytest.mark.parametrize(("seed", "nodes"), regressions())
+def test_what_once_failed(seed: int, nodes: int | None) -> None:
+    demand_success(seed, nodes)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_fresh_seeds(part: int) -> None:
+    first = secrets.randbelow(1 << 32)
+    for seed in range(first, first + 8):
+        demand_success(seed)
+
+
+def test_a_thousand_nodes() -> None:
+    demand_success(1, 1000)
+
+
+# --- replay ----------------------------------------------------------------------------------------------
+
+
+def test_a_seed_is_always_the_same_run() -> None:
+    seeds = (47, 101, 102)
+    here = [simulate((seed, None, 0)).trace_hash for seed in seeds]
+    assert [simulate((seed, None, 0)).trace_hash for seed in seeds] == here
+    assert len(set(here)) == len(seeds)
+    code = f"from tests.sim.run import simulate\nfor seed in {seeds}: print(simulate((seed, None, 0)).trace_hash)"
+    for hash_seed in ("0", "4711"):
+        there = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(TREE)},
+            cwd=TREE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert there.stdout.split() == here
+
+
+def test_nothing_real_is_opened() -> None:
+    before = os.listdir("/proc/self/fd")
+    for seed in range(10):
+        demand_success(seed)
+    assert os.listdir("/proc/self/fd") == before
+
+
+# --- it can fail -----------------------------------------------------------------------------------------
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def forget_a_sharer(patch: pytest.MonkeyPatch) -> None:
+    """The directory takes one sharer's copy for gone, and says so to the writer."""
+    step = Cluster.step
+
+    def forgetful(self: Cluster, identity: bytes, message: wire.Message, now: float) -> Outgoing:
+        out = step(self, identity, message, now)
+        for index, (to, told) in enumerate(out):
+            if isinstance(told, wire.Invalidate):
+                sender, requester = (
+                    next(n.number for n in self._nodes.values() if n.identity == to),
+                    self._nodes[told.requester].identity,
+                )
+                out[index] = requester, wire.Ack(told.region, told.generation, told.start, sender)
+                break
+        return out
+
+    patch.setattr(Cluster, "step", forgetful)
+
+
+def drop_before_reading(patch: pytest.MonkeyPatch) -> None:
+    send = Pager._send_pages
+
+    def hasty(self: Pager, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
+        if not fetch.keep:
+            region.drop(start, count)
+        send(self, region, fetch, start, count, bulk)
+
+    patch.setattr(Pager, "_send_pages", hasty)
+
+
+def read_without_protecting(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RegionMemory, "protect", lambda self, start, count: None)
+
+
+def forget_the_rest_of_a_partial_copy(patch: pytest.MonkeyPatch) -> None:
+    copy = Userfaultfd.copy
+
+    def lazy(self: Userfaultfd, to: int, source: int, length: int, protect: bool) -> Outcome:
+        copy(self, to, source, PAGE_BYTES, protect)
+        return Outcome.DONE
+
+    patch.setattr(Userfaultfd, "copy", lazy)
+
+
+def overwrite_after_a_failed_copy(patch: pytest.MonkeyPatch) -> None:
+    """As it was: ENOMEM in the middle of a COPY loses what a thread has stored meanwhile."""
+
+    def careless(self: RegionMemory, offset: int, frame: Any, length: int) -> None:
+        kernel = nodes.memory.__dict__["os"]  # the simulated one
+        for at in range(0, length, PAGE_BYTES):
+            kernel.pwrite(self.memfd, frame.buffer[at : at + PAGE_BYTES], offset + at)
+
+    patch.setattr(RegionMemory, "_write_absent", careless)
+
+
+def wake_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RegionMemory, "resume", lambda self, mapping, page, write: None)
+
+
+def leave_with_pages_readable(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pager, "withdraw", lambda self: None)
+
+
+def acknowledge_before_dropping(patch: pytest.MonkeyPatch) -> None:
+    run = Pager.run
+
+    def reordered(self: Pager, decided: list[effects.Effect]) -> None:
+        run(self, sorted(decided, key=lambda effect: isinstance(effect, effects.Drop)))
+
+    patch.setattr(Pager, "run", reordered)
+
+
+def grant_a_lock_twice(patch: pytest.MonkeyPatch) -> None:
+    def generous(self: SyncMachine, node: int, m: wire.Acquire) -> list[tuple[int, wire.Message]]:
+        self._holder[m.name] = node, m.ticket
+        return [(node, wire.Granted(m.ticket, 0))]
+
+    patch.setattr(SyncMachine, "_acquire", generous)
+
+
+def break_a_barrier_twice(patch: pytest.MonkeyPatch) -> None:
+    """As it was: of two waiters of a node at one barrier, the first takes the other with it."""
+
+    def careless(self: SyncMachine, node: int) -> list[tuple[int, wire.Message]]:
+        return [told for waiter in [w for w in self._waits_for if w[0] == node] for told in self._give_up(waiter)]
+
+    patch.setattr(SyncMachine, "forget_node", careless)
+
+
+def forget_to_close(patch: pytest.MonkeyPatch) -> None:
+    """Regions are destroyed although somebody is attached."""
+
+    def hasty(self: Registry, node: int, number: int, opens: int) -> set[int]:
+        region = self.regions.get(number)
+        if region is None:
+            return set()
+        region.nodes.clear()
+        return self._destroy_if_over(region)
+
+    patch.setattr(Registry, "close", hasty)
+
+
+BUGS: list[Break] = [
+    forget_a_sharer,
+    drop_before_reading,
+    read_without_protecting,
+    forget_the_rest_of_a_partial_copy,
+    overwrite_after_a_failed_copy,
+    wake_nobody,
+    acknowledge_before_dropping,
+    leave_with_pages_readable,
+    grant_a_lock_twice,
+    break_a_barrier_twice,
+    forget_to_close,
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_a_bug_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    failures = (simulate((seed, None, 20)).failure for seed in range(BUG_SEEDS))
+    failure = next(filter(None, failures), "")
+    print(failure)
+    assert failure
