@@ -283,6 +283,7 @@ def nodes_and_a_peer(seed: int, count: int) -> Outcome:
 
 _HONEST = (b"h1", b"h2")
 _LIARS = (b"l1", b"l2", b"stranger")
+_ADDRESSES = {b"l1": "tcp://127.0.0.1:8", b"l2": "tcp://127.0.0.1:9"}
 _HONEST_PAGES = 64
 
 
@@ -374,7 +375,7 @@ def _to_service(mutator: Mutator, service: _Service) -> None:
     if isinstance(message, wire.Join) and (identity == b"stranger" or plan.random() < 0.9):
         message = message._replace(address=plan.choice(["nonsense", "tcp://a:1", "tcp://127.0.0.1:0", "tcp://[::1:5"]))
     elif isinstance(message, wire.Join):
-        message = wire.Join(f"liar{identity!r}", "tcp://127.0.0.1:9")
+        message = wire.Join(f"liar{identity!r}", _ADDRESSES[identity])
     elif isinstance(message, wire.Request) and message.region == service.region:
         message = message._replace(count=0)  # any member may ask for any page: not a lie
     elif isinstance(message, wire.Close | wire.Keep) and plan.random() < 0.5:
@@ -388,7 +389,7 @@ def all_doors_of_the_directory(seed: int, count: int) -> Outcome:
     def play(seed: int, lies: int, outcome: Outcome) -> None:
         mutator, service = Mutator(seed), _Service()
         for identity in _LIARS[:2]:
-            service.tell(identity, wire.Join(f"liar{identity!r}", "tcp://127.0.0.1:9"))
+            service.tell(identity, wire.Join(f"liar{identity!r}", _ADDRESSES[identity]))
         for number in range(lies):
             before = inside.rejected(service.directory)
             _to_service(mutator, service)

@@ -182,6 +182,7 @@ def test_claims_to_a_real_directory(cluster: Cluster, probe: Probe, liar: Liar) 
     ("name", "address", "error"),
     [
         ("node0", "tcp://127.0.0.1:9", "NodeNameInUse"),
+        ("new", "tcp://127.0.0.1:1", "NodeNameInUse"),  # would have pages sent to another's inbox
         ("new", "nonsense", "InvalidArgument"),
         ("new", "tcp://127.0.0.1:*", "InvalidArgument"),
         ("new", "tcp://*:9", "InvalidArgument"),
