@@ -25,7 +25,7 @@ def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Ver
     """All of them, ``jobs`` at a time, the small ones first; verdicts, and sights in between."""
     context = multiprocessing.get_context("spawn")  # the live table has a thread, which no fork should copy
     # No garbage is made of cycles here, and there are millions of tuples to look through for it.
-    with context.Manager() as shared, ProcessPoolExecutor(jobs, context, gc.disable) as pool:
+    with context.Manager() as shared, ProcessPoolExecutor(jobs, context, gc.disable, max_tasks_per_child=1) as pool:
         seen = shared.Queue()
         left: set[Future[Verdict]] = {pool.submit(run, name, how, seen) for name, how in chosen.items()}
         while left:
@@ -58,7 +58,7 @@ def table(chosen: dict[str, Configuration], known: dict[str, Sight | Verdict]) -
 @click.option("--quick", is_flag=True, help="Only what every test run explores.")
 @click.option("--only", help="Only configurations with this in their name.", default="")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a configuration, instead of a table.")
-@click.option("--jobs", default=2, show_default=True, help="Explorations at a time; each may take 2 GB.")
+@click.option("--jobs", default=2, show_default=True, help="Explorations at a time; each may take 4 GB.")
 def main(quick: bool, only: str, as_json: bool, jobs: int) -> None:
     """Explore every interleaving of the production machines."""
     chosen = {name: how for name, how in (QUICK if quick else FULL).items() if only in name}
