@@ -75,6 +75,10 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._holdings) - len(self._free)
 
+    def __iter__(self) -> Iterator[Holding]:
+        """By number."""
+        return iter(self._holdings)
+
     def __getitem__(self, number: int) -> Holding:
         return self._holdings[number]
 

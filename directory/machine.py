@@ -11,6 +11,7 @@ Primer on Memory Consistency and Cache Coherence", ch. 8.)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, Holding, Holdings, nodes_in, without
@@ -24,6 +25,7 @@ from dsm.wire import (
     FAULT,
     GUESS,
     PREFETCH,
+    READ,
     WRITE,
     Ack,
     Done,
@@ -80,9 +82,10 @@ class _Transaction(NamedTuple):
 class _Extent:
     """The transactions and the queue of one extent; exists only while there are any."""
 
-    __slots__ = ("active", "queue")
+    __slots__ = ("active", "base", "queue")
 
-    def __init__(self) -> None:
+    def __init__(self, base: int) -> None:
+        self.base = base  # its first page
         self.active: list[_Transaction] = []
         self.queue: list[_Waiting] = []
 
@@ -99,24 +102,27 @@ class _Extent:
                 return t if m.count and m.start + m.count <= t.stop else None
         return None
 
-    def free_and_blocked(self, start: int, stop: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """``[start, stop)`` cut into what nothing is under way on, and what has to wait."""
-        taken = sorted(
-            (max(t.start, start), min(t.stop, stop))
-            for some in (self.active, self.queue)
-            for t in some
-            if t.start < stop and start < t.stop
-        )
-        free, blocked, at = [], [], start
-        for a, b in taken:
-            if a > at:
-                free.append((at, a))
-            if b > at:
-                blocked.append((max(a, at), b))
-                at = b
-        if at < stop:
-            free.append((at, stop))
-        return free, blocked
+    def taken(self) -> int:
+        """The pages of the extent that something is under way on, or waits for, as a bit mask."""
+        mask = 0
+        for some in (self.active, self.queue):
+            for t in some:
+                mask |= _mask(t.start, t.stop, self.base)
+        return mask
+
+
+def _mask(start: int, stop: int, base: int) -> int:
+    """Pages ``[start, stop)`` of the extent that begins at ``base``, as a bit mask."""
+    return ((1 << (stop - start)) - 1) << (start - base)
+
+
+def _runs(mask: int, base: int) -> Iterator[tuple[int, int]]:
+    """The pages of a bit mask as runs ``(start, stop)``."""
+    while mask:
+        low = (mask & -mask).bit_length() - 1
+        length = (~(mask >> low) & ((mask >> low) + 1)).bit_length() - 1
+        yield base + low, base + low + length
+        mask &= ~(((1 << length) - 1) << low)
 
 
 class _Region:
@@ -165,11 +171,15 @@ class PageMachine:
             for extent in region.extents.values():
                 extent.queue = [waiting for waiting in extent.queue if waiting.node != node]
                 extent.active = [t for t in extent.active if not self._abort(number, region, t, node, out)]
+        before = list(self.holdings)
         self.holdings.forget_node(node)
         for number, region in self._regions.items():
             region.counts = [0, 0, 0, 0]
             for start, stop, holding in region.table.touched_runs():
-                region.counts[self.holdings[holding].state] += stop - start
+                after = self.holdings[holding]
+                region.counts[after.state] += stop - start
+                if after != before[holding]:
+                    self._tell((self._now(), number, start, stop, "a holder is gone", before[holding], after, name))
             for index in list(region.extents):
                 self._drain(number, region, index, out)
         return out
@@ -217,13 +227,14 @@ class PageMachine:
         out: Outgoing = []
         extent = region.extents.get(index)
         if extent is None:
-            extent = region.extents[index] = _Extent()
+            extent = region.extents[index] = _Extent(index * region.per_extent)
             self._start(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.need), out)
         elif extent.mine(node, m.start, stop):  # a node asks once for a page at a time: this also bounds the queue
             self.rejected += 1
             return []
         else:
-            self._admit(m.region, region, extent, _Waiting(node, m.generation, m.start, stop, m.op, m.need), out)
+            waiting = _Waiting(node, m.generation, m.start, stop, m.op, m.need)
+            self._admit(m.region, region, extent, waiting, extent.taken(), out)
         if not extent.active and not extent.queue:
             del region.extents[index]
         return out
@@ -246,6 +257,9 @@ class PageMachine:
         closed = t._replace(start=m.start, stop=stop)
         if type(m) is Done:
             self._commit(m.region, region, closed, m)
+        elif t.op == READ:
+            held = self.holdings[t.before]
+            self._tell((self._now(), m.region, m.start, stop, "given up by who asked", held, held, m))
         elif t.op == WRITE:  # the other copies were dropped for it, and the owner's is gone
             lost = self.holdings.number(Holding(LOST, t.supplier, 0))
             self._commit(m.region, region, closed._replace(after=lost), m)
@@ -301,16 +315,25 @@ class PageMachine:
         extent = region.extents[index]
         if extent.queue:
             queue, extent.queue = extent.queue, []
+            taken = extent.taken()
             for waiting in queue:
-                self._admit(number, region, extent, waiting, out)
+                taken = self._admit(number, region, extent, waiting, taken, out)
         if not extent.active and not extent.queue:
             del region.extents[index]
 
-    def _admit(self, number: int, region: _Region, extent: _Extent, waiting: _Waiting, out: Outgoing) -> None:
-        free, blocked = extent.free_and_blocked(waiting.start, waiting.stop)
-        for start, stop in free:
+    def _admit(
+        self, number: int, region: _Region, extent: _Extent, waiting: _Waiting, taken: int, out: Outgoing
+    ) -> int:
+        """Start it on what is not ``taken``, and let it wait for the rest. What is taken then."""
+        wanted = _mask(waiting.start, waiting.stop, extent.base)
+        blocked = wanted & taken
+        for start, stop in _runs(wanted & ~taken, extent.base):
+            before = len(extent.active)
             self._start(number, region, extent, waiting._replace(start=start, stop=stop), out)
-        extent.queue += [waiting._replace(start=start, stop=stop) for start, stop in blocked]
+            for t in extent.active[before:]:
+                taken |= _mask(t.start, t.stop, extent.base)
+        extent.queue += [waiting._replace(start=start, stop=stop) for start, stop in _runs(blocked, extent.base)]
+        return taken
 
     def _start(self, number: int, region: _Region, extent: _Extent, w: _Waiting, out: Outgoing) -> None:
         """Begin one transaction for each run of pages held alike."""
@@ -394,7 +417,7 @@ class PageMachine:
     def story_of(self, region: int, page: int) -> dict[str, Any]:
         """How a page is held, what is under way on it, and its last transitions; for people."""
         known = self._regions[region]
-        extent = known.extents.get(page // known.per_extent) or _Extent()
+        extent = known.extents.get(page // known.per_extent) or _Extent(0)
         here = [f"{t}" for t in extent.active if t.start <= page < t.stop]
         return {
             "state": str(self.holdings[known.table.get(page)]),

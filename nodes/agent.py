@@ -129,9 +129,10 @@ class Agent:
             try:
                 while self._running:
                     self._turn()
-            except errors.Violation as violation:
+            except Exception as error:
                 self._end_applications = True  # what they would read from now on is worth nothing
-                self._report(violation)
+                if isinstance(error, errors.Violation):
+                    self._report(error)
                 raise
             finally:
                 self._leave()

@@ -331,6 +331,9 @@ class NodeMachine:
         part = ask.part(m.first)
         if part.owed is None:
             part.count, part.owed, part.acks = m.total, m.total, m.acks
+        elif (part.count, part.acks) != (m.total, m.acks):  # not what this supplier said before
+            self.late += 1
+            return []
         part.owed -= m.count
         write = ask.op == WRITE and part.alone
         effects = [Install(m.region, m.start, m.count, payload, write, ask.target)]

@@ -15,6 +15,10 @@ Two kinds of exploration, by when a hold may expire:
 - *hasty*: at any time, as on a machine that is too slow for its own holds. Everything else must still be true, and a
   way to the end must exist from everywhere; but a cycle of states is no fault there.
 
+What is not explored: what happens between two system calls of one step of an agent (protect, read, punch, send), which
+the simulator does (tests/sim), and more than one extent or region. The shells are those of simulated_cluster.py; the
+machines and the bulk queue are production's.
+
 How it is fast: a machine is a pure function of its state and an event, so one *side* (the directory, or a node with its
 shell) takes each step only once, however many states of the cluster that side's state is part of
 (:class:`model.explore.World`). How states are made comparable: :mod:`model.state`.

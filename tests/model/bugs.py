@@ -49,7 +49,7 @@ class KeepsWritable(NodeMachine):
         return [e._replace(protect=False) if isinstance(e, Supply) else e for e in super().step(message)]
 
 
-class AcksBeforeDropping(NodeMachine):
+class NeverDrops(NodeMachine):
     """Acknowledges an invalidation, but leaves the page mapped."""
 
     def step(self, message: Message) -> list[Effect]:

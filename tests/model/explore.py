@@ -4,8 +4,8 @@ A state of the cluster is a tuple of small numbers, one for each side and one fo
 frozen value, kept once. What a step does to a side, what a message adds to the network, how a side looks with its
 generations numbered anew or its nodes exchanged: all are kept by number, and worked out once.
 
-Nodes may be exchanged (*symmetry*) as long as nobody leaves: until then no machine compares node ids. After a departure
-the lowest id of those that have a page becomes its owner.
+Nodes may be exchanged (*symmetry*) where no machine compares node ids. One thing does: when an owner leaves, or evicts
+its copy, the lowest id of those that still have the page becomes its owner.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class World:
 
     def __init__(self, how: Configuration, symmetry: bool = True) -> None:
         self.how = how
-        self.symmetric = symmetry and not how.departures and how.nodes > 1
+        # Of two sharers that are left by an owner, the directory makes the one with the lower number the owner.
+        picks = how.departures > 0 or (how.nodes > 2 and "evict" in how.operations)
+        self.symmetric = symmetry and not picks and how.nodes > 1
         self.sides = range(1, how.nodes + 1)
         self.directories = Interned(self._look_at_directory)
         self.nodes = [Interned(partial(self._look_at_node, side)) for side in range(how.nodes + 1)]

@@ -70,7 +70,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.Bulk": "_transfers",
         "directory.PageMachine": "_regions _names",
         "directory.Region": "pages per_extent table extents counts",
-        "directory.Extent": "active queue",
+        "directory.Extent": "base active queue",
     }.items()
 }
 """By package and class: the fields that make up its state. Each is rewritten by its name, see ROLES."""

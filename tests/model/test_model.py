@@ -40,7 +40,7 @@ SEEDED = [
     (bugs.WritesBeforeTheAcks, Configuration((2, 2), operations=ACCESS), "single writer"),
     (bugs.SaysDoneBeforeTheAcks, Configuration((2, 2), operations=ACCESS), "unhandled"),
     (bugs.KeepsWritable, Configuration((1, 1), operations=ACCESS), "memory"),
-    (bugs.AcksBeforeDropping, Configuration((2, 2), operations=ACCESS), "memory"),
+    (bugs.NeverDrops, Configuration((2, 2), operations=ACCESS), "memory"),
     (
         bugs.TakesLateAnswers,
         Configuration((0, 1), operations=ACCESS, departures=1, before=((1, ("load", 0, 0)),)),

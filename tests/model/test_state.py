@@ -160,6 +160,16 @@ def test_exchanging_nodes_leaves_no_state_out(how: Configuration) -> None:
     assert set(some.states) == {world.canonical(each) for each in every.states}
 
 
+def test_nodes_are_not_exchanged_where_the_lower_number_becomes_the_owner() -> None:
+    how = Configuration((2, 2, 2), operations=("load", "evict"))
+    world = World(how)
+    assert not world.symmetric
+    every, _ = explore(world)
+    world.symmetric = True
+    some, _ = explore(world)
+    assert len(some.states) < len({world.canonical(each) for each in every.states})
+
+
 # -- what is part of the state ---------------------------------------------------------------------------
 
 
