@@ -12,8 +12,8 @@ bookkeeping of connections and tickets. Messages go through ``wire.encode`` and 
 - *Kernel* (``kernel.py``): memory files, userfaultfds and process memory, at the level of the functions that
   ``dsm/uffd.py``, ``nodes/memory.py`` and ``nodes/applications.py`` call: EAGAIN, partial COPY, ENOMEM of a control
   group, markers that survive a punch, faults told once until a WAKE, threads that wake late or for nothing. Application
-  threads run *between* the calls that one turn of an agent makes, as they would on other cores, and an agent may lose its
-  core there while all other hosts go on.
+  threads run *between* the calls that one turn of an agent makes, as they would on other cores, and an agent may lose
+  its core there while all other hosts go on.
 - *Agents' loop* (``host.py``) and *processes with threads* (``programs.py``) that run the workloads
   (``workloads.py``), each of which checks itself.
 - *Faults* (``faults.py``): composed at random, and healed in the end.
