@@ -10,9 +10,10 @@ bookkeeping of connections and tickets. Messages go through ``wire.encode`` and 
 - *Network* (``network.py``): a delay for each message; order within a connection and none between connections; a
   connection that is cut stops and goes on later, as a TCP connection does through a pause; slow links; partitions.
 - *Kernel* (``kernel.py``): memory files, userfaultfds and process memory, at the level of the functions that
-  ``dsm/uffd.py``, ``nodes/memory.py`` and ``nodes/applications.py`` call: EAGAIN, partial COPY, EEXIST, ENOMEM of a
-  control group, markers that survive a punch, faults told once until a WAKE, threads that wake for nothing. Application
-  threads run *between* the calls that one turn of an agent makes, as they would on other cores.
+  ``dsm/uffd.py``, ``nodes/memory.py`` and ``nodes/applications.py`` call: EAGAIN, partial COPY, ENOMEM of a control
+  group, markers that survive a punch, faults told once until a WAKE, threads that wake late or for nothing. Application
+  threads run *between* the calls that one turn of an agent makes, as they would on other cores, and an agent may lose
+  its core there while all other hosts go on.
 - *Agents' loop* (``host.py``) and *processes with threads* (``programs.py``) that run the workloads
   (``workloads.py``), each of which checks itself.
 - *Faults* (``faults.py``): composed at random, and healed in the end.
@@ -26,6 +27,6 @@ what was stored.
 its lease may read old values until it is fenced, so its own loads are not checked from the moment the directory gives
 it up; pages that only a dead, departed or fenced node had are lost, and whoever touches one is ended; messages that a
 broken TCP connection loses although both sides live on; restarts of an agent or of the directory. Not simulated at
-all: fork, an application that meddles with its own userfaultfd, malformed messages (``tests/system`` and the fuzzers do
-these), a host that runs out of memory altogether.
+all: fork, an application that meddles with its own userfaultfd (and so EEXIST of a COPY, which nobody else could bring
+about), malformed messages (``tests/system`` and the fuzzers do these), a host that runs out of memory altogether.
 """
