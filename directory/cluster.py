@@ -8,6 +8,7 @@ returns messages with the connection that each is for. Times are seconds of any 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Final
 
 from directory.machine import PageMachine
@@ -242,7 +243,7 @@ class Cluster:
         region = self._registry.regions.get(m.region)
         if region is None or m.start >= pages_in(region.size, region.page_size):
             return wire.Failure(m.ticket, "InvalidArgument", f"region {m.region} has no page {m.start}")
-        nodes = {str(node.number): node.name for node in self._nodes.values()}
+        nodes = {str(node.number): node.name for node in islice(self._nodes.values(), constants.STORY_TOLD_MAX)}
         return wire.Answer(m.ticket, {"nodes": nodes, "directory": self._pages.story_of(m.region, m.start)})
 
     def story_of(self, region: int, page: int) -> str:

@@ -15,6 +15,9 @@ SHARED: Final = 1
 EXCLUSIVE: Final = 2
 LOST: Final = 3
 
+_NAMED_MAX: Final = 16
+"""Nodes that a story names."""
+
 STATE_NAMES: Final = ("untouched", "shared", "exclusive", "lost")
 
 
@@ -30,7 +33,9 @@ class Holding(NamedTuple):
 
     def __str__(self) -> str:
         if self.state == SHARED:
-            return f"shared by {', '.join(f'n{node}' for node in nodes_in(self.copies))}; owner n{self.owner}"
+            several = self.copies.bit_count() > _NAMED_MAX
+            names = ", ".join(f"n{node}" for node in nodes_in(self.copies)) if not several else "many"
+            return f"shared by {names}; owner n{self.owner}"
         return STATE_NAMES[self.state] + {EXCLUSIVE: f" to n{self.owner}", LOST: f" with n{self.owner}"}.get(
             self.state, ""
         )
@@ -59,8 +64,13 @@ def without(holding: Holding, node: int) -> Holding:
         return holding
     if not copies:
         return Holding(LOST, node, 0)
-    owner = holding.owner if holding.owner != node else next(nodes_in(copies))
-    return Holding(SHARED, owner, copies)
+    return Holding(SHARED, holding.owner if holding.owner != node else _after(node, copies), copies)
+
+
+def _after(node: int, copies: int) -> int:
+    """The next holder after a node, round and round: no number is preferred, as the lowest would be."""
+    higher = copies >> node
+    return node + next(nodes_in(higher)) if higher else next(nodes_in(copies))
 
 
 class Holdings:

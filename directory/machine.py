@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, Holding, Holdings, nodes_in, without
 from directory.rules import A_COPY, NOTHING, RULES, THE_ONLY, Action
+from dsm.constants import STORY_TOLD_MAX
 from dsm.errors import Violation
 from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
@@ -418,10 +419,11 @@ class PageMachine:
         """How a page is held, what is under way on it, and its last transitions; for people."""
         known = self._regions[region]
         extent = known.extents.get(page // known.per_extent) or _Extent(0)
+        waiting = [f"{w}, in the queue" for w in extent.queue if w.start <= page < w.stop]
         here = [f"{t}" for t in extent.active if t.start <= page < t.stop]
         return {
             "state": str(self.holdings[known.table.get(page)]),
-            "under way": here + [f"{w}, in the queue" for w in extent.queue if w.start <= page < w.stop],
+            "under way": (here + waiting)[:STORY_TOLD_MAX],
             "story": self.story.of(region, page, str),
         }
 

@@ -61,14 +61,14 @@ STORY_ENTRIES: Final = 1 << 14
 """Transitions that a service remembers, of all pages together: about 5 MB when full."""
 
 STORY_TOLD_MAX: Final = 150
-"""Transitions of one page that are told: those of a node and of the directory fit one local message."""
+"""Transitions of one page that are told, and requests for it: those of a node and of the directory fit one message."""
 
 # --- read-ahead --------------------------------------------------------------------------------
 
 WINDOW_PAGES_MIN: Final = 4
 WINDOW_BYTES_MAX: Final = 512 << 10
-PREFETCH_BYTES: Final = 256 << 10
-PREFETCHES_MAX: Final = 6
+PREFETCH_BYTES: Final = 512 << 10
+PREFETCHES_MAX: Final = 4
 """An explicit prefetch asks for so much at a time, and has so many requests open: enough to keep the owner's sender
 busy, and little enough that a page which a thread touches meanwhile is not behind thousands of messages, even where
 every page has another owner than its neighbour."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from dsm.constants import STORY_ENTRIES, STORY_TOLD_MAX
@@ -35,11 +36,11 @@ class Story:
 
     def of(self, region: int, page: int, name: Callable[[Any], str]) -> list[dict[str, Any]]:
         """What is known of a page, oldest first; ``name`` puts a state into words."""
+        about = (entry for entry in reversed(self._entries) if entry[1] == region and entry[2] <= page < entry[3])
         return [
             {"time": when, "what": what, "before": name(before), "after": name(after), "cause": told(cause)}
-            for when, of, start, stop, what, before, after, cause in self._entries
-            if of == region and start <= page < stop
-        ][-STORY_TOLD_MAX:]
+            for when, _, _, _, what, before, after, cause in reversed(list(islice(about, STORY_TOLD_MAX)))
+        ]
 
 
 def text(of: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from dsm.cli.question import ask_node
 
 @click.command("story")
 @click.argument("region")
-@click.argument("page", type=click.IntRange(0))
+@click.argument("page", type=click.IntRange(0, (1 << 63) - 1))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--node", type=click.Path(path_type=Path), metavar="SOCKET", help="Socket of the agent to ask.")
 def command(region: str, page: int, as_json: bool, node: Path | None) -> None:

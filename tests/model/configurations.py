@@ -1,8 +1,7 @@
 """What is explored: the full list, and the part of it that is small enough for every test run.
 
 Departures multiply the states (any node, at any point, with any last part of what it sent on each channel, and no
-exchange of nodes), so those configurations have smaller budgets or fewer kinds of operations. So do evictions with
-three nodes: which of two sharers becomes the owner is decided by number, and nodes cannot be exchanged.
+exchange of nodes), so those configurations have smaller budgets or fewer kinds of operations.
 
 Some begin where something has happened already (``before``): what comes then is reached with less.
 """
@@ -44,11 +43,7 @@ FULL: Final[dict[str, Configuration]] = {
     ),
     "written run, 2 operations": Configuration((1, 2), pages=2, operations=_RUNS, before=_WRITTEN_RUN),
     "2 nodes, 1 page, hasty, 2 operations": Configuration((2, 2), patient=False),
-    "3 nodes, 1 page, 2 operations but evictions": Configuration(
-        (2, 2, 2), operations=("load", "store", "prefetch", "ahead", "detach")
-    ),
-    "3 nodes, 1 page, 2 accesses or evictions": Configuration((2, 2, 2), operations=(*_ACCESS, "evict")),
-    "3 nodes, 1 page, 2+1+1 operations": Configuration((2, 1, 1)),
+    "3 nodes, 1 page, 2 operations": Configuration((2, 2, 2)),
     "3 nodes, 1 page, departure, 1 operation": Configuration((1, 1, 1), departures=1),
     "3 nodes, 1 page, departures, 1 operation": Configuration((1, 1, 1), departures=2),
     "3 nodes, 1 page, departure, 2 accesses": Configuration((2, 2, 2), operations=_ACCESS, departures=1),

@@ -4,8 +4,9 @@ A state of the cluster is a tuple of small numbers, one for each side and one fo
 frozen value, kept once. What a step does to a side, what a message adds to the network, how a side looks with its
 generations numbered anew or its nodes exchanged: all are kept by number, and worked out once.
 
-Nodes may be exchanged (*symmetry*) where no machine compares node ids. One thing does: when an owner leaves, or evicts
-its copy, the lowest id of those that still have the page becomes its owner.
+Nodes may be exchanged (*symmetry*) where no machine compares node ids. One thing does: when an owner evicts its copy,
+or leaves, the next holder in the order of ids, round and round, becomes its owner. So where pages are evicted, nodes
+may only be exchanged all together, each for the next.
 """
 
 from __future__ import annotations
@@ -95,14 +96,21 @@ class Move(NamedTuple):
     wrong: str
 
 
+def exchanges(how: Configuration) -> list[tuple[int, ...]]:
+    """The ways to exchange nodes that no machine can tell: node ``i`` becomes node ``order[i - 1]``."""
+    sides = list(range(1, how.nodes + 1))
+    if how.nodes > 2 and "evict" in how.operations:
+        return [tuple(sides[turn:] + sides[:turn]) for turn in range(how.nodes)]
+    return list(permutations(sides))
+
+
 class World:
     """The rules of the game: which states follow a state."""
 
     def __init__(self, how: Configuration, symmetry: bool = True) -> None:
         self.how = how
-        # Of two sharers that are left by an owner, the directory makes the one with the lower number the owner.
-        picks = how.departures > 0 or (how.nodes > 2 and "evict" in how.operations)
-        self.symmetric = symmetry and not picks and how.nodes > 1
+        self.symmetric = symmetry and not how.departures and how.nodes > 1
+        self.exchanges = exchanges(how)
         self.sides = range(1, how.nodes + 1)
         self.directories = Interned(self._look_at_directory)
         self.nodes = [Interned(partial(self._look_at_node, side)) for side in range(how.nodes + 1)]
@@ -323,9 +331,9 @@ class World:
         orbits = tuple([self._orbit(side, state[side]) for side in self.sides])
         orders = self._orders.get(orbits)
         if orders is None:
-            sides = permutations(self.sides)
-            ordered = tuple(sorted(orbits))
-            orders = [order for order in sides if tuple(orbits[order.index(s)] for s in self.sides) == ordered]
+            arranged = {order: tuple(orbits[order.index(s)] for s in self.sides) for order in self.exchanges}
+            least = min(arranged.values())
+            orders = [order for order in self.exchanges if arranged[order] == least]
             self._orders[orbits] = orders
         if len(orders) == 1:
             return self._exchange(state, orders[0])
@@ -354,11 +362,11 @@ class World:
         orbit = self._orbits.get((side, number))
         if orbit is None:
             frozen = self.nodes[side].values[number]
-            forms = (rewritten(frozen, side, _exchanging(order)) for order in permutations(self.sides))
+            forms = (rewritten(frozen, side, _exchanging(order)) for order in self.exchanges)
             orbit = min(
                 [
                     self._forms.setdefault((order[side - 1], form), len(self._forms))
-                    for order, form in zip(permutations(self.sides), forms, strict=True)
+                    for order, form in zip(self.exchanges, forms, strict=True)
                 ]
             )
             self._orbits[side, number] = orbit
