@@ -37,12 +37,12 @@ def history(rank: int, settings: list[Any], name: str, sharing: str, folder: str
     return record(rank, settings, name, sharing)
 
 
-def run(cluster: Cluster, settings: Settings, sharing: str = SOUND) -> tuple[Result, float]:
+def run(cluster: Cluster, settings: Settings, sharing: str = SOUND, limit_s: float = _LIMIT_S) -> tuple[Result, float]:
     """Run random programs on a cluster: what was found, and the seconds that the programs took."""
     nodes = len(cluster.nodes)
     name = f"history-{settings.ranks}-{settings.seed}"
     children = [
-        cluster.start(history, rank, settings, name, sharing, _HERE, node=rank % nodes, limit_s=_LIMIT_S)
+        cluster.start(history, rank, settings, name, sharing, _HERE, node=rank % nodes, limit_s=limit_s)
         for rank in range(settings.ranks)
     ]
     took_s = max(child.result() for child in children)

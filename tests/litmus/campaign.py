@@ -117,13 +117,20 @@ def litmus(rank: int, runs: list[Any], name: str, sharing: str, folder: str) -> 
     return run(rank, runs, name, sharing)
 
 
-def run_all(cluster: Cluster, group: Sequence[Variant], rounds: int, seed: int, sharing: str = SOUND) -> list[Run]:
+def run_all(
+    cluster: Cluster,
+    group: Sequence[Variant],
+    rounds: int,
+    seed: int,
+    sharing: str = SOUND,
+    limit_s: float = _LIMIT_S,
+) -> list[Run]:
     """Run litmus tests one after the other on the same processes of a cluster."""
     ranks, nodes = group[0].ranks, len(cluster.nodes)
     runs = [variant.settings(rounds, seed) for variant in group]
     name = f"{group[0].shape}-{ranks}-{seed}"
     children = [
-        cluster.start(litmus, rank, runs, name, sharing, _HERE, node=rank % nodes, limit_s=_LIMIT_S)
+        cluster.start(litmus, rank, runs, name, sharing, _HERE, node=rank % nodes, limit_s=limit_s)
         for rank in range(ranks)
     ]
     took_s = [child.result() for child in children]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from broken_sharing import AGENTS, plant
+from broken_sharing import AGENTS, MISTAKE_S, never_ended, plant
 from campaign import DEFAULT, Run, Variant, run_all, variants
 from cluster import running
 from litmus_program import PRIVATE, STALE
@@ -65,8 +65,12 @@ def test_an_agent_that_makes_a_mistake_is_found_out(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", plant(mistake, tmp_path))
     group = [each for each in variants(["MP", "SB"]) if (each.nodes, each.ranks) == (2, 2)]
-    with running(2) as cluster:
-        runs = run_all(cluster, group, 2500, SEED)
+    try:
+        with running(2) as cluster:
+            runs = run_all(cluster, group, 2500, SEED, limit_s=MISTAKE_S)
+    except AssertionError as error:
+        assert never_ended(error)
+        return
     text = told(runs)
     assert sum(run.forbidden for run in runs) > 0, text
 

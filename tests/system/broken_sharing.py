@@ -84,6 +84,16 @@ if "nodes" in sys.orig_argv:
 """
 
 
+MISTAKE_S: Final = 50.0
+"""How long programs may take on such agents."""
+
+
+def never_ended(error: AssertionError) -> bool:
+    """Is it an access that did not end? A page that its agent thinks is here, and that it has dropped, is never served:
+    that gives a mistake away as well as a wrong value does."""
+    return "Timeout (" in str(error) or "the application hung" in str(error)
+
+
 def plant(mistake: str, folder: Path) -> str:
     """Make the ``PYTHONPATH`` with which agents make this mistake."""
     text = textwrap.indent(textwrap.dedent((AGENTS | _UNORDERED)[mistake]).strip(), "    ")
