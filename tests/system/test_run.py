@@ -51,7 +51,7 @@ class Run:
             arguments = (*arguments, sys.executable, str(program))
         key, value = self.mark.split("=")
         # A continuous integration job may run with SIGINT ignored, which would be inherited.
-        command = ["env", "--default-signal=INT", sys.executable, "-m", "dsm", "run", *arguments]
+        command = ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-m", "dsm", "run", *arguments]
         if terminal:  # a session leader that opens a terminal gets it as its controlling terminal
             command = ["sh", "-c", 'exec "$@" <"$0"', terminal, *command]
         self.process = subprocess.Popen(
