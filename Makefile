@@ -34,10 +34,10 @@ bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
 
 litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each)
-	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS)
+	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 histories: $(READY) ## every access of random programs on real clusters is checked (PROGRAMS=10000 on each)
-	PYTHONPATH=.:tests/system $(PY) tests/history/record.py --programs $(PROGRAMS)
+	PYTHONPATH=.:tests/system $(PY) tests/history/record.py --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -241,8 +241,12 @@ class Cluster:
 
     def _story(self, m: wire.Query) -> wire.Message:
         region = self._registry.regions.get(m.region)
-        if region is None or m.start >= pages_in(region.size, region.page_size):
-            return wire.Failure(m.ticket, "InvalidArgument", f"region {m.region} has no page {m.start}")
+        if region is None:
+            return wire.Failure(m.ticket, "RegionNotFound", f"there is no region number {m.region} (any more)")
+        last = pages_in(region.size, region.page_size) - 1
+        if m.start > last:
+            why = f"region {region.name!r} has no page {m.start}: its pages are 0 to {last}"
+            return wire.Failure(m.ticket, "InvalidArgument", why)
         nodes = {str(node.number): node.name for node in islice(self._nodes.values(), constants.STORY_TOLD_MAX)}
         return wire.Answer(m.ticket, {"nodes": nodes, "directory": self._pages.story_of(m.region, m.start)})
 

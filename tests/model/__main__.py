@@ -62,6 +62,8 @@ def table(chosen: dict[str, Configuration], known: dict[str, Sight | Verdict]) -
 def main(quick: bool, only: str, as_json: bool, jobs: int) -> None:
     """Explore every interleaving of the production machines."""
     chosen = {name: how for name, how in (QUICK if quick else FULL).items() if only in name}
+    if not chosen:
+        raise click.UsageError(f"no configuration has {only!r} in its name; they are: {', '.join(FULL)}")
     known: dict[str, Sight | Verdict] = {}
     console = Console(quiet=as_json)
     with Live(table(chosen, known), console=console, refresh_per_second=4, transient=not console.is_terminal) as live:
