@@ -86,9 +86,8 @@ class Registry:
 
     def keep(self, node: int, number: int) -> None:
         """A node that is attached says that the region could be mapped there."""
-        region = self.regions.get(number)
-        if region is not None and node in region.nodes:
-            region.kept = True
+        if self.is_attached(node, number):
+            self.regions[number].kept = True
 
     def close(self, node: int, number: int, opens: int) -> set[int]:
         """A node takes ``opens`` of its opens back. The nodes to tell to forget the region, if it is over."""

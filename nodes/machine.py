@@ -110,11 +110,8 @@ class NodeMachine:
             Orphan: self._orphan,
             Lost: self._lost,
         }
-
-    @property
-    def messages(self) -> frozenset[type[Any]]:
-        """The kinds of message that :meth:`step` takes."""
-        return frozenset((*self._handlers, MemberLeft))
+        self.messages = frozenset((*self._handlers, MemberLeft))
+        """The kinds of message that :meth:`step` takes; asked for each message of the directory."""
 
     def add_region(self, region: int, count: int, page_size: int) -> None:
         """Begin to keep the ``count`` pages of a region; it costs nothing until they are touched."""
@@ -133,10 +130,6 @@ class NodeMachine:
             if state & HELD:
                 found["exclusive" if state & EXCLUSIVE else "shared"] += stop - start
         return found
-
-    def state(self, region: int, page: int) -> int:
-        """What a page is here (:mod:`nodes.pages`)."""
-        return self._regions[region].table.get(page)
 
     def holds(self, region: int, start: int, stop: int) -> bool:
         """Is any of these pages here?"""
