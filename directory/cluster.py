@@ -28,16 +28,21 @@ Outgoing = list[tuple[bytes, wire.Message]]
 
 
 class _Node:
-    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
+    __slots__ = ("address", "applications", "bulk", "deaf", "heard_s", "identity", "name", "number")
 
-    def __init__(self, number: int, name: str, address: str, identity: bytes, now: float) -> None:
+    def __init__(self, number: int, m: wire.Join, identity: bytes, now: float) -> None:
         self.number = number
-        self.name = name
-        self.address = address
+        self.name = m.name
+        self.address = m.address
+        self.bulk = m.bulk
         self.identity = identity
         self.applications = 0
         self.deaf = False  # it does not read what it is sent, and has missed something
         self.heard_s = now
+
+
+def _member(node: _Node) -> wire.Member:
+    return wire.Member(node.number, node.name, node.address, node.bulk)
 
 
 class Cluster:
@@ -91,6 +96,10 @@ class Cluster:
         self._rejected += 1
         return [(identity, wire.failure(0, error))]
 
+    def is_member(self, identity: bytes) -> bool:
+        """Is whoever speaks on this connection a node of the cluster?"""
+        return identity in self._by_identity
+
     def unread(self, identity: bytes) -> None:
         """A message for this connection was dropped, because it reads none: who misses one is no member for long."""
         node = self._by_identity.get(identity)
@@ -133,11 +142,11 @@ class Cluster:
         except errors.DsmError as error:
             return self.malformed(identity, error)
         self._last_node += 1
-        newcomer = _Node(self._last_node, m.name, m.address, identity, now)
+        newcomer = _Node(self._last_node, m, identity, now)
         out: Outgoing = [(identity, wire.Welcome(newcomer.number))]
         for node in self._nodes.values():
-            out.append((identity, wire.Member(node.number, node.name, node.address)))
-            out.append((node.identity, wire.Member(newcomer.number, newcomer.name, newcomer.address)))
+            out.append((identity, _member(node)))
+            out.append((node.identity, _member(newcomer)))
         self._nodes[newcomer.number] = newcomer
         self._by_identity[identity] = newcomer
         self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
@@ -146,6 +155,7 @@ class Cluster:
     def _check_newcomer(self, m: wire.Join) -> None:
         """Raise why somebody cannot become a member."""
         check_peer(m.address)
+        check_peer(m.bulk)
         if clash := self._clash(m):
             raise errors.NodeNameInUse(clash)
         if self._last_node >= constants.NODES_MAX:

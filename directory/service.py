@@ -1,25 +1,35 @@
-"""The directory's shell: one thread, one socket, one loop around the pure :class:`~directory.cluster.Cluster`."""
+"""The directory's shell: one thread, one loop around the pure :class:`~directory.cluster.Cluster`."""
 
 from __future__ import annotations
 
 import logging
 import time
+from typing import Final
 
 from directory.cluster import TICK_S, Cluster, Outgoing
-from dsm import constants, errors, transport, wire
+from dsm import constants, errors, wire
+from dsm.poller import Poller
 from dsm.story import Story
+from dsm.stream import Link, Listener
 
 log = logging.getLogger("dsm.directory")
 
+_UNREAD_BYTES_MAX: Final = 16 << 20
+"""What may wait in the directory for one other to read it: more than can be of use to a node that is alive, and as much
+memory as somebody who only talks may cost."""
+
 
 class Directory:
-    """A directory that listens on ``address`` (ZeroMQ, ``tcp://IP:PORT``, port ``*`` for any)."""
+    """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any)."""
 
     def __init__(self, address: str) -> None:
-        self._context = transport.context()
-        self._socket, self.address = transport.router(self._context, address, int(TICK_S * 1000))
+        self._poller = Poller()
+        self._listener = Listener(self._poller, address)
+        self._links = self._listener.links
+        self.address = self._listener.address
         self._cluster = Cluster(self.address, time.monotonic(), Story(time.time))
         self._running = True
+        self._listener.start(self._deliver, self._cluster.is_member)
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -36,34 +46,42 @@ class Directory:
             log.critical("%s\npage %d of region %d: %s", violation, violation.page, violation.region, story)
             raise
         finally:
-            self._context.destroy(linger=0)
+            self._listener.close()
+            self._poller.close()
 
     def _turn(self) -> None:
-        received = transport.receive_routed(self._socket)
+        cluster = self._cluster
+        self._poller.wait(TICK_S)
         now = time.monotonic()
-        if received is not None:
-            identity, data = received
-            try:
-                if data is None:
-                    raise errors.ProtocolError("a message of several frames: one was expected")
-                message = wire.decode(data)
-            except errors.DsmError as error:
-                self._send(self._cluster.malformed(identity, error))
-            else:
-                self._send(self._cluster.step(identity, message, now))
-        if now >= self._cluster.due_s:
-            self._send(self._cluster.tick(now))
-        if self._cluster.news:
+        if now >= cluster.due_s:
+            self._send(cluster.tick(now))
+            self._listener.look_after()
+        if cluster.news:
             self._tell()
+
+    def _deliver(self, link: Link, data: memoryview, payload: memoryview) -> None:
+        try:
+            if payload:
+                raise errors.ProtocolError("page data: the directory takes none")
+            message = wire.decode(data)
+        except errors.DsmError as error:
+            self._send(self._cluster.malformed(link.name, error))
+        else:
+            self._send(self._cluster.step(link.name, message, time.monotonic()))
 
     def _send(self, outgoing: Outgoing) -> None:
         for identity, message in outgoing:
+            link = self._links.get(identity)
+            if link is None:  # it has gone
+                continue
             data = wire.encode(message)
             if len(data) > constants.CONTROL_BYTES_MAX:  # a status with very much in it
                 text = f"the answer has {len(data)} bytes, a message at most {constants.CONTROL_BYTES_MAX}"
                 data = wire.encode(wire.Failure(message[0], "InvalidArgument", text))
-            if not transport.send_routed(self._socket, identity, data):
+            if link.unread_bytes > _UNREAD_BYTES_MAX:
                 self._cluster.unread(identity)
+            else:
+                link.send(data)
 
     def _tell(self) -> None:
         for line in self._cluster.news:

@@ -33,13 +33,18 @@ def host_of(address: str) -> str:
     return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
+def port_of(address: str) -> int:
+    """Its port; 0 where that is any."""
+    return int(address.rpartition(":")[2].strip("*") or 0)
+
+
 def check_peer(address: str) -> None:
-    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: libzmq does
-    so in its I/O thread, where everything else would wait for the answer."""
+    """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: whoever
+    does so cannot do anything else before the answer."""
     check_address(address, peer=True)
     try:
         ipaddress.ip_address(host_of(address))
     except ValueError as error:
         raise InvalidArgument(f"{address!r} is no address of a node: give tcp://IP:PORT") from error
-    if not int(address.rpartition(":")[2]):
+    if not port_of(address):
         raise InvalidArgument(f"{address!r} is no address of a node: nobody listens on port 0")

@@ -192,8 +192,11 @@ class Ack(NamedTuple):
 
 
 class Join(NamedTuple):
+    """``address`` is where the sender listens for messages of its peers, ``bulk`` for page data in bulk."""
+
     name: Name
     address: Name
+    bulk: Name
 
 
 class Welcome(NamedTuple):
@@ -206,6 +209,7 @@ class Member(NamedTuple):
     node: U16
     name: Name
     address: Name
+    bulk: Name
 
 
 class MemberLeft(NamedTuple):
@@ -497,7 +501,7 @@ _MALFORMED: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpa
 """What msgpack raises for malformed input. Not Exception: a signal handler of the application may raise in between."""
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes | memoryview) -> Message:
     """The message in ``data``.
 
     Raises :class:`VersionMismatch` if the sender speaks another version, :class:`ProtocolError` for anything that is

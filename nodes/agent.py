@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import secrets
-import select
 import signal
 import socket
 import time
@@ -15,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from dsm import constants, errors, local, memory, transport, wire
+from dsm import constants, errors, local, memory, wire
+from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
+from dsm.stream import Link
 from nodes.applications import Applications
 from nodes.links import Links
 from nodes.memory import Mapping
@@ -51,10 +52,12 @@ class Agent:
         self.name = name
         self.started_s = time.monotonic()
         self.path = path
+        self._poller = Poller()
         listener = local.listen(path, group)
         try:
-            self.links = Links(directory, listen, name)
+            self.links = Links(self._poller, directory, listen, name)
         except BaseException:
+            self._poller.close()
             listener.close()
             path.unlink(missing_ok=True)
             raise
@@ -74,37 +77,26 @@ class Agent:
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
-        self._epoll = select.epoll()
-        self._epoll_fd = self._epoll.fileno()
-        self._on: dict[int, Callable[[int], None]] = {}
-        # zmq_poll looks at each thing it watches: so all descriptors, which may be hundreds, are one of them.
-        self._watched: list[tuple[transport.Socket | int, int]] = [
-            (self.links.inbox, transport.READABLE),
-            (self.links.directory, transport.READABLE),
-            (self._epoll_fd, transport.READABLE),
-        ]
         self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
-            wire.Member: lambda m: self.links.member(m.node, m.address),
+            wire.Member: self.links.member,
             wire.MemberLeft: self.pager.member_left,
-            wire.Fenced: self._fence,
+            wire.Fenced: lambda m: self._fence(m.reason),
             wire.Destroy: lambda m: self.pager.destroy(m.region),
         }
 
     # -- the loop ----------------------------------------------------------------------------------------
 
-    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+    def watch(self, fd: int, handler: Handler) -> None:
         """Call ``handler`` with the events, as epoll gives them, whenever ``fd`` is readable or broken."""
-        self._on[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
+        self._poller.watch(fd, handler)
 
     def unwatch(self, fd: int) -> None:
         """No longer; ``fd`` is still open."""
-        if self._on.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        self._poller.unwatch(fd)
 
     def remove_socket(self) -> None:
         """Remove the Unix socket, and with a launcher's last node the directory that was made for it."""
@@ -121,6 +113,8 @@ class Agent:
         """Serve until :meth:`stop`; then leave the cluster. Raises :class:`DsmError` if the directory sent us away."""
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
+        links.start(self._from_directory, self._from_peer, self._fence)
+        links.watch_bulk(self._from_bulk)
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )
@@ -149,51 +143,53 @@ class Agent:
             log.critical("%s\npage %d of region %r: %s", violation, violation.page, region.name, story)
 
     def _turn(self) -> None:
-        """Wait, then take at most one message of each socket and whatever the descriptors tell."""
+        """Wait, handle what is ready, and do the next piece of what can wait."""
         now = time.monotonic()
         if now >= self._next_heartbeat_s:
             self._next_heartbeat_s = now + constants.HEARTBEAT_S
             self._heartbeat(now)
-        wait_ms = int((self._next_heartbeat_s - now) * 1000) + 1
-        watched = self._watched
         pager = self.pager
         if pager.bulk_waits:
-            watched = watched + self.links.bulk_writable(pager.bulk.requesters())
-        elif pager.bulk:
-            wait_ms = 0
-        for ready, _ in transport.wait(watched, wait_ms):
-            if ready is self.links.inbox:
-                self._from_peer()
-            elif ready is self.links.directory:
-                self._from_directory(self.links.directory.recv())
-            elif ready == self._epoll_fd:
-                self._local()
+            self.links.watch_room(pager.bulk.requesters())
+        self._poller.wait(0 if pager.bulk and not pager.bulk_waits else self._next_heartbeat_s - now)
         if pager.holds:
             wait_us = pager.expire_holds()
             if wait_us:
                 self._timer.set_us(wait_us)
         if pager.bulk:
             pager.send_frame()
-
-    def _local(self) -> None:
-        for fd, events in self._epoll.poll(0):
-            handler = self._on.get(fd)  # one handled a moment ago may have closed this one
-            if handler is not None:
-                handler(events)
         if self._exit_when_idle and self.applications.idle:
             self.stop()
 
     def _heartbeat(self, now: float) -> None:
         self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
         self.applications.look_after(now)
+        self.links.look_after()
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:
             self.stop()
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def _from_peer(self) -> None:
+    def _from_peer(self, _: Link, data: memoryview, payload: memoryview) -> None:
+        length = len(payload)
+        staging = self._staging
+        if length > len(staging.buffer):
+            self.rejected += 1
+            return
+        staging.buffer[:length] = payload
+        self._peer_said(data, length)
+
+    def _from_bulk(self) -> bool:
+        """Take one message of the bulk inbox. False if there is none."""
+        received = self.links.receive_bulk(self._staging.buffer)
+        if received is not None:
+            self._peer_said(*received)
+        return received is not None
+
+    def _peer_said(self, data: bytes | memoryview, length: int) -> None:
+        """A message of a peer has come, with ``length`` bytes of page data in the staging."""
         try:
-            message, length = self.links.receive(self._staging.buffer)
+            message = wire.decode(data)
         except errors.DsmError:
             self.rejected += 1
             return
@@ -206,7 +202,7 @@ class Agent:
         else:
             self.rejected += 1
 
-    def _from_directory(self, data: bytes) -> None:
+    def _from_directory(self, data: bytes | memoryview) -> None:
         try:
             message = wire.decode(data)
         except errors.DsmError as error:
@@ -224,9 +220,9 @@ class Agent:
             self.rejected += 1
             log.error("the directory sent what it should not: %s", kind.__name__)
 
-    def _fence(self, m: wire.Fenced) -> None:
+    def _fence(self, reason: str) -> None:
         """The others go on without this node: nothing here may be read or written any more."""
-        log.critical("fenced: %s; ending the applications that are attached", m.reason)
+        log.critical("fenced: %s; ending the applications that are attached", reason)
         self._fenced = self._end_applications = True
         self.stop()
 
@@ -258,7 +254,7 @@ class Agent:
         self.pager.drop_mapping(mapping)
 
     def _faults(self, mapping: Mapping, events: int) -> None:
-        if events & select.EPOLLERR:  # its owner has made it blocking: reading could wait for ever
+        if events & BROKEN:  # its owner has made it blocking: reading could wait for ever
             self.blame(mapping, OSError(errno.EINVAL, "its userfaultfd was made blocking"))
         else:
             self.pager.faults(mapping)

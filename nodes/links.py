@@ -1,100 +1,181 @@
-"""The sockets of a node: to the directory, from its peers, and to each peer."""
+"""The connections of a node: to the directory, from its peers, and to each peer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from dsm import constants, errors, transport, wire
+from dsm import constants, errors, route, stream, transport, wire
+from dsm.poller import Poller
+from dsm.stream import Caller, Link, Listener
 
 
 class Links:
-    """Joined to a directory as ``node``. ``directory`` and ``inbox`` are the sockets to read from."""
+    """Joined to ``directory`` as ``node``. Nothing is delivered before :meth:`start`."""
 
-    def __init__(self, directory: str, listen: str, name: str) -> None:
+    def __init__(self, poller: Poller, directory: str, listen: str, name: str) -> None:
+        self.directory_address = directory
+        self._poller = poller
         self._context = transport.context()
-        try:
-            self.inbox, bound = transport.inbox(self._context, listen)
-            self.address = transport.reachable(bound, directory)
-            transport.check_reachable(self.address, directory)
-            self.directory = transport.dealer(self._context, directory)
-            self.directory_address = directory
-            self.node = self._join(name)
-        except BaseException:
-            self._context.destroy(linger=0)
-            raise
-        self._members: dict[int, str] = {}  # addresses by node id
-        self._urgent: dict[int, transport.Socket] = {}
+        self._members: dict[int, tuple[str, str]] = {}  # addresses by node id: for messages, for bulk
+        self._callers: dict[int, Caller] = {}  # by node id; the directory is 0
         self._bulk: dict[int, transport.Socket] = {}
+        self._watched: set[int] = set()  # nodes whose bulk connection takes nothing now
+        self._early: list[bytes] = []  # what the directory has said before start
+        self._deliver: Callable[[bytes | memoryview], None] = lambda data: self._early.append(bytes(data))
+        self._lost: Callable[[str], None] = lambda why: None
+        self._listener = Listener(poller, listen)
+        try:
+            self.inbox, bulk = transport.inbox(self._context, listen)
+            self.address, bulk = (route.reachable(bound, directory) for bound in (self._listener.address, bulk))
+            route.check_reachable(self.address, directory)
+            caller = Caller(poller, directory, lambda _, data, __: self._deliver(data), self._broken)
+            self._callers[wire.DIRECTORY] = caller
+            self.node = self._join(caller, wire.Join(name, self.address, bulk))
+        except BaseException:
+            self._close()
+            raise
 
-    def _join(self, name: str) -> int:
-        self.directory.send(wire.encode(wire.Join(name, self.address)))
-        if not self.directory.poll(int(constants.CONNECT_TIMEOUT_S * 1000)):
-            raise errors.DirectoryUnreachable(
-                transport.unreachable(self.directory_address, constants.CONNECT_TIMEOUT_S)
-            )
-        answer = wire.decode(self.directory.recv())
+    def _join(self, directory: Caller, join: wire.Join) -> int:
+        directory.send(wire.encode(join))
+        data = stream.first_answer(self._poller, directory, self._early, constants.CONNECT_TIMEOUT_S)
+        if data is None:
+            raise errors.DirectoryUnreachable(stream.unreachable(self.directory_address, constants.CONNECT_TIMEOUT_S))
+        answer = wire.decode(data)
         if isinstance(answer, wire.Failure):
             raise errors.from_wire(answer.error, answer.text)
         if not isinstance(answer, wire.Welcome):
             raise errors.ProtocolError(f"the directory answered Join with {type(answer).__name__}")
         return int(answer.node)
 
+    def start(
+        self,
+        from_directory: Callable[[bytes | memoryview], None],
+        from_peer: stream.Deliver,
+        lost: Callable[[str], None],
+    ) -> None:
+        """Deliver what comes from now on. ``lost``: why the directory does not know this node any more."""
+        self._lost = lost
+        for data in self._early[1:]:  # the first was the Welcome
+            from_directory(data)
+        self._deliver = from_directory
+        self._listener.start(from_peer, lambda _: True)
+
+    @property
+    def rejected(self) -> int:
+        """Connections on which no conversation came about."""
+        return self._listener.rejected
+
+    def look_after(self) -> None:
+        """To be called now and then: makes connections that are missing."""
+        self._listener.look_after()
+        for caller in self._callers.values():
+            caller.look_after()
+
+    def _broken(self, link: Link, error: Exception | None) -> None:
+        if error is not None and link is self._callers[wire.DIRECTORY]:
+            self._lost(str(error))
+
     def close(self) -> None:
         """Say goodbye and close every socket."""
-        self.directory.linger = 500  # milliseconds: the goodbye should arrive, but nobody waits for it
-        self.directory.send(wire.encode(wire.Leave()))
-        self.directory.close()
+        self.send(wire.DIRECTORY, wire.Leave())
+        self._close()
+
+    def _close(self) -> None:
+        self._listener.close()
+        for caller in self._callers.values():
+            caller.close()
         self._context.destroy(linger=0)
 
-    def member(self, node: int, address: str) -> None:
+    def member(self, m: wire.Member) -> None:
         """A peer is there; it is connected to when something is first sent to it."""
-        self._members[node] = address
+        self._members[m.node] = m.address, m.bulk
 
     def member_left(self, node: int) -> None:
         """A peer has gone; what is still to be sent to it goes nowhere."""
         self._members.pop(node, None)
-        for sockets in (self._urgent, self._bulk):
-            socket = sockets.pop(node, None)
-            if socket is not None:
-                socket.close()
+        caller = self._callers.pop(node, None)
+        if caller is not None:
+            caller.close()
+        self._unwatch(node)
+        socket = self._bulk.pop(node, None)
+        if socket is not None:
+            socket.close()
 
     def send(self, to: int, message: wire.Message) -> None:
         """A message to the directory (0) or to a peer."""
-        if not to:
-            self.directory.send(wire.encode(message))
-            return
-        socket = self._urgent.get(to) or self._outbox(self._urgent, to)
-        if socket is not None:
-            socket.send(wire.encode(message))
+        caller = self._callers.get(to) or self._caller(to)
+        if caller is not None:
+            caller.send(wire.encode(message))
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""
-        sockets = self._bulk if bulk else self._urgent
-        socket = sockets.get(to) or self._outbox(sockets, to)
-        if socket is not None:
-            transport.send_with_payload(socket, wire.encode(message), payload)
+        if bulk:
+            socket = self._bulk.get(to) or self._outbox(to)
+            if socket is not None:
+                transport.send_with_payload(socket, wire.encode(message), payload)
+            return
+        caller = self._callers.get(to) or self._caller(to)
+        if caller is not None:
+            caller.send(wire.encode(message), payload)
 
     def takes_bulk(self, node: int) -> bool:
         """Can page data be sent to a peer's bulk connection at once? What goes nowhere can."""
-        socket = self._bulk.get(node) or self._outbox(self._bulk, node)
+        socket = self._bulk.get(node) or self._outbox(node)
         return socket is None or transport.is_writable(socket)
 
-    def bulk_writable(self, nodes: Iterable[int]) -> list[tuple[transport.Socket | int, int]]:
-        """What to wait for until one of these nodes takes more page data."""
-        return [(self._bulk[node], transport.WRITABLE) for node in nodes if node in self._bulk]
+    def watch_room(self, nodes: Iterable[int]) -> None:
+        """Wake up when one of these nodes may take more page data, at least once: :meth:`takes_bulk` tells."""
+        for node in nodes:
+            if node in self._bulk and node not in self._watched:
+                self._watched.add(node)
+                self._poller.watch(transport.descriptor(self._bulk[node]), partial(self._unwatch, node))
 
-    def _outbox(self, sockets: dict[int, transport.Socket], to: int) -> transport.Socket | None:
-        address = self._members.get(to)
-        if address is None:  # it has just left
+    def _unwatch(self, node: int, _: int = 0) -> None:
+        if node in self._watched:
+            self._watched.discard(node)
+            self._poller.unwatch(transport.descriptor(self._bulk[node]))
+
+    def watch_bulk(self, receive: Callable[[], bool]) -> None:
+        """Call ``receive``, which calls :meth:`receive_bulk`, once a turn while there is something to receive.
+
+        The descriptor of a ZeroMQ socket tells of it once only: whoever was told asks until there is nothing.
+        """
+        asking = False
+
+        def take() -> None:
+            nonlocal asking
+            asking = receive()
+            if asking:
+                self._poller.soon(take)
+
+        def woken(_: int) -> None:
+            if not asking:
+                take()
+
+        self._poller.watch(transport.descriptor(self.inbox), woken)
+        take()
+
+    def _caller(self, to: int) -> Caller | None:
+        addresses = self._members.get(to)
+        if addresses is None:  # it has just left
             return None
-        sockets[to] = socket = transport.outbox(self._context, address, bulk=sockets is self._bulk)
+        self._callers[to] = caller = Caller(self._poller, addresses[0], _deliver_nothing, self._broken)
+        return caller
+
+    def _outbox(self, to: int) -> transport.Socket | None:
+        addresses = self._members.get(to)
+        if addresses is None:
+            return None
+        self._bulk[to] = socket = transport.outbox(self._context, addresses[1])
         return socket
 
-    def receive(self, buffer: Any) -> tuple[wire.Message, int]:
-        """One message of a peer, its page data in ``buffer``, and how many bytes these are.
+    def receive_bulk(self, buffer: Any) -> tuple[bytes, int] | None:
+        """One message of a peer's bulk, its page data in ``buffer``, and how many bytes these are; None if there is
+        none now."""
+        return transport.receive_with_payload(self.inbox, buffer)
 
-        Raises :class:`~dsm.errors.DsmError` if it is not one; all of it has then been read.
-        """
-        data, length = transport.receive_with_payload(self.inbox, buffer)
-        return wire.decode(data), length
+
+def _deliver_nothing(link: Link, data: memoryview, payload: memoryview) -> None:
+    """A peer that is called has nothing to say: it calls back on a connection of its own."""

@@ -1,0 +1,102 @@
+"""What a service waits for: one epoll, and what to call for each of its descriptors.
+
+Before it sleeps, a service looks for a moment longer whether something has come (as Linux' haltpoll does for a whole
+virtual machine, Documentation/virt/guest-halt-polling.rst, and for as long): a processor that has gone to sleep takes
+longer to wake up than a message takes to be handled.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Final
+
+READABLE: Final = select.EPOLLIN
+WRITABLE: Final = select.EPOLLOUT
+BROKEN: Final = select.EPOLLERR
+
+_LINGER_NS: Final = 200_000
+"""How long to look before going to sleep."""
+_YIELD_NS_MAX: Final = 1_000_000
+"""A yield that took longer gave the processor to somebody who computes: looking then only delays."""
+_CONTENDED_NS: Final = 1_000_000_000
+"""How long not to look after such a yield."""
+
+Handler = Callable[[int], None]
+"""Called with the events of its descriptor, as epoll gives them."""
+
+
+class Poller:
+    """Calls a handler whenever a descriptor is ready. A context manager."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._poll = self._epoll.poll
+        self._on: dict[int, Handler] = {}
+        self._soon: list[Callable[[], None]] = []
+        self._contended_until_ns = 0
+
+    def __enter__(self) -> Poller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Watch nothing any more; the descriptors stay open."""
+        self._epoll.close()
+
+    def watch(self, fd: int, handler: Handler, events: int = READABLE) -> None:
+        """Call ``handler`` whenever ``fd`` is readable (or what ``events`` say), or broken."""
+        self._on[fd] = handler
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        """Watch ``fd`` for other events."""
+        self._epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """No longer; ``fd`` is still open."""
+        if self._on.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """There is more to do for a descriptor than should be done in one turn: call this in the next one."""
+        self._soon.append(call)
+
+    def wait(self, timeout_s: float) -> None:
+        """One turn: wait until something is ready, at most ``timeout_s``, and handle it."""
+        poll = self._poll
+        ready = poll(0)
+        soon = self._soon
+        if soon:
+            self._soon = []
+        elif not ready and timeout_s:
+            ready = self._linger() or poll(timeout_s)
+        on = self._on
+        for fd, events in ready:
+            handler = on.get(fd)  # one handled a moment ago may have closed this one
+            if handler is not None:
+                handler(events)
+        for call in soon:
+            call()
+
+    def _linger(self) -> list[tuple[int, int]]:
+        """What comes within a moment."""
+        now = monotonic_ns()
+        if now < self._contended_until_ns:
+            return []
+        poll = self._poll
+        until = now + _LINGER_NS
+        while now < until:
+            os.sched_yield()  # to whoever can run: it may be who is to send what is awaited
+            ready = poll(0)
+            if ready:
+                return ready
+            before, now = now, monotonic_ns()
+            if now - before > _YIELD_NS_MAX:
+                self._contended_until_ns = now + _CONTENDED_NS
+                break
+        return []

@@ -1,0 +1,99 @@
+"""A conversation that outlives its connections: pure.
+
+Messages go over a TCP connection in frames, in order. A connection may break without either end dying: whatever was
+under way is then lost, and nobody knows what. So each end keeps what it has sent until the other is known to have it,
+which every frame tells of the opposite direction; when they are connected again, each says how many messages it has
+received, and the other goes on from there. Nothing is lost, nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Final
+
+from dsm.errors import ProtocolError
+
+HEAD: Final = struct.Struct("!IIQ")
+"""Before each message: its length, that of the page data after it, and how many messages the sender has received."""
+HELLO: Final = struct.Struct("!4s16sQ?")
+"""First on a connection, from both ends: a magic word, the session, how many messages of it the sender has received,
+and whether it knows that session from before."""
+_MAGIC: Final = b"dsm\x00"
+
+_OWED_MAX: Final = 128
+"""Messages that an end receives before it acknowledges them though it has nothing to say."""
+_OWED_BYTES_MAX: Final = 256 << 10
+
+
+class Session:
+    """One end of a conversation; ``name``, 16 bytes that nobody can guess, is what both ends call it.
+
+    ``received``: messages that have come. ``kept``: frames that were sent and may have to be sent again.
+    """
+
+    __slots__ = ("_acknowledged", "_owed_bytes", "_told", "kept", "kept_bytes", "name", "received")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.received = 0
+        self.kept: deque[bytes] = deque()
+        self.kept_bytes = 0
+        self._acknowledged = 0  # how many messages the other end is known to have received
+        self._told = 0  # how many received messages it has been told of
+        self._owed_bytes = 0
+
+    def frame(self, data: bytes, payload: bytes = b"") -> bytes:
+        """The bytes of a message, with the page data that belongs to it. It counts as sent."""
+        self._told = self.received
+        self._owed_bytes = 0
+        frame = HEAD.pack(len(data), len(payload), self.received) + data + payload
+        self.kept.append(frame)
+        self.kept_bytes += len(frame)
+        return frame
+
+    def arrived(self, length: int) -> bytes:
+        """A message has come, whose frame has ``length`` bytes. What is to be sent now, if anything: an acknowledgement
+        by itself, which is no message."""
+        self.received += 1
+        self._owed_bytes += length
+        if self.received - self._told < _OWED_MAX and self._owed_bytes < _OWED_BYTES_MAX:
+            return b""
+        self._told = self.received
+        self._owed_bytes = 0
+        return HEAD.pack(0, 0, self.received)
+
+    def acknowledge(self, received: int) -> None:
+        """The other end has received so many messages. Raises :class:`ProtocolError` if that cannot be."""
+        news = received - self._acknowledged
+        if news <= 0:
+            return  # in a frame that is sent again
+        if news > len(self.kept):
+            raise ProtocolError(f"{received} messages were received of {self._acknowledged + len(self.kept)}")
+        self._acknowledged = received
+        for _ in range(news):
+            self.kept_bytes -= len(self.kept.popleft())
+
+    def hello(self, known: bool) -> bytes:
+        """The first bytes of a connection; ``known``: the session is not new to this end."""
+        self._told = self.received
+        self._owed_bytes = 0
+        return HELLO.pack(_MAGIC, self.name, self.received, known)
+
+    def resume(self, received: int) -> list[bytes]:
+        """There is a connection again, and the other end has received so many messages: the frames to send, in order.
+
+        Raises :class:`ProtocolError` if the other end has forgotten what it had acknowledged.
+        """
+        if received < self._acknowledged:
+            raise ProtocolError(f"{received} messages were received, where it had been {self._acknowledged}")
+        self.acknowledge(received)
+        return list(self.kept)
+
+
+def read_hello(data: bytes) -> tuple[bytes, int, bool]:
+    """Session, messages received and whether it is known, of a hello. Raises :class:`ProtocolError` if it is none."""
+    magic, name, received, known = HELLO.unpack(data)
+    if magic != _MAGIC:
+        raise ProtocolError("no dsm service speaks on this connection")
+    return name, received, known

@@ -1,0 +1,517 @@
+"""Messages between services, over TCP sockets of our own.
+
+What somebody waits for goes this way, and everything that must keep its order with it. ZeroMQ, which carries page data
+in bulk (:mod:`dsm.transport`), hands a message from the thread that sends it to a thread that writes it, and at the
+other end from a thread that reads it to the one that waits: two wake-ups more a hop, and a fault has three hops
+(docs/performance.md has the figures). Here the thread that has something to say writes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from dsm import wire
+from dsm.address import check_address, host_of, port_of
+from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, LEASE_S
+from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, from_wire
+from dsm.poller import READABLE, WRITABLE, Poller
+from dsm.session import HEAD, HELLO, Session, read_hello
+
+_BUFFER_BYTES: Final = 64 << 10
+_TURN_MESSAGES: Final = 16
+"""Messages of one connection that are handled in a turn: a flood costs the others no more than that."""
+_ADRIFT_MAX: Final = 1024
+"""Conversations without a connection that a listener remembers."""
+_REDIAL_S: Final = 0.1
+
+Deliver = Callable[["Link", memoryview, memoryview], None]
+"""Called with each message, and the page data that came with it; both are gone once it returns."""
+
+_head = HEAD.unpack_from
+
+
+class Link:
+    """One end of a conversation with another service, over whichever connection there is at the moment.
+
+    ``broken`` is called when the connection has broken, which the conversation outlives, and with an error if it does
+    not.
+    """
+
+    __slots__ = (
+        "_broken",
+        "_buffer",
+        "_deliver",
+        "_end",
+        "_poller",
+        "_send",
+        "_session",
+        "_socket",
+        "_start",
+        "_unsent",
+        "name",
+    )
+
+    def __init__(
+        self, poller: Poller, name: bytes, deliver: Deliver, broken: Callable[[Link, Exception | None], None]
+    ) -> None:
+        self.name = name
+        self._session = Session(name)
+        self._poller = poller
+        self._deliver = deliver
+        self._broken = broken
+        self._socket: socket.socket | None = None
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._buffer = memoryview(b"")
+        self._start = self._end = 0  # what has come and was not delivered yet
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that the other end has not acknowledged."""
+        return self._session.kept_bytes
+
+    def adopt(self, sock: socket.socket, received: int, hello: bytes) -> None:
+        """Go on over another connection: say ``hello``, then what the other end, which has ``received`` so many
+        messages, has not. Raises :class:`ProtocolError` if that cannot be."""
+        frames = self._session.resume(received)
+        self._forget_connection()
+        self._socket = sock
+        self._send = sock.send
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._poller.watch(sock.fileno(), self._ready)
+        for frame in [hello, *frames] if hello else frames:
+            self._transmit(frame)
+
+    def hello(self, known: bool) -> bytes:
+        """What a connection begins with."""
+        return self._session.hello(known)
+
+    def close(self) -> None:
+        """The conversation is over. What was handed to the kernel still goes out."""
+        self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            self._poller.unwatch(sock.fileno())
+            sock.close()
+        self._unsent.clear()
+        self._buffer = memoryview(b"")
+        self._start = self._end = 0
+
+    def _break(self, error: Exception | None = None) -> None:
+        self._forget_connection()
+        self._broken(self, error)
+
+    # -- sending -----------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, payload: bytes = b"") -> None:
+        """Send one message, and the page data that belongs to it. It arrives once, also if connections break."""
+        self._transmit(self._session.frame(data, payload))
+
+    def _transmit(self, frame: bytes) -> None:
+        if self._unsent:
+            self._unsent.append(frame)
+        elif self._socket is not None:
+            try:
+                sent = self._send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._break()
+                return
+            if sent < len(frame):
+                self._unsent.append(memoryview(frame)[sent:])
+                self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
+
+    def _flush(self, sock: socket.socket) -> None:
+        unsent = self._unsent
+        while unsent:
+            try:
+                sent = self._send(unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._break()
+                return
+            if sent < len(unsent[0]):
+                unsent[0] = memoryview(unsent[0])[sent:]
+                return
+            unsent.popleft()
+        self._poller.change(sock.fileno(), READABLE)
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        sock = self._socket
+        if sock is None:
+            return
+        if events & WRITABLE:
+            self._flush(sock)
+        if events != WRITABLE and not self._has_frame():  # else the next turn delivers it, and there may be no room
+            self._receive(sock)
+
+    def _receive(self, sock: socket.socket) -> None:
+        try:
+            length = sock.recv_into(self._buffer[self._end :] if self._end else self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            length = 0
+        if not length:
+            self._break()
+            return
+        self._end += length
+        self._take()
+
+    def _take(self) -> None:
+        """Deliver what has come."""
+        try:
+            for _ in range(_TURN_MESSAGES):
+                if not self._next():
+                    self._make_room()
+                    return
+        except ProtocolError as error:
+            self._break(error)
+            return
+        if self._has_frame():
+            self._poller.soon(self._take)
+        else:
+            self._make_room()
+
+    def _next(self) -> bool:
+        """Deliver one message. False if none is here whole."""
+        start = self._start
+        if self._end - start < HEAD.size:
+            return False
+        length, payload_length, received = _head(self._buffer, start)
+        at = start + HEAD.size
+        middle = at + length
+        stop = middle + payload_length
+        if stop > self._end:
+            return False
+        self._start = stop
+        session = self._session
+        session.acknowledge(received)
+        if length:
+            acknowledgement = session.arrived(stop - start)
+            buffer = self._buffer
+            self._deliver(self, buffer[at:middle], buffer[middle:stop])
+            if acknowledgement:
+                self._transmit(acknowledgement)
+        elif payload_length:
+            raise ProtocolError("page data without a message")
+        return True
+
+    def _has_frame(self) -> bool:
+        left = self._end - self._start
+        if left < HEAD.size:
+            return False
+        length, payload_length, _ = _head(self._buffer, self._start)
+        return left >= HEAD.size + int(length) + int(payload_length)
+
+    def _make_room(self) -> None:
+        """What is left is the beginning of a frame: move it to the front, of a buffer that can hold all of it."""
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = 0
+            return
+        whole = HEAD.size
+        if end - start >= whole:
+            length, payload_length, _ = _head(self._buffer, start)
+            if length > CONTROL_BYTES_MAX or payload_length > EXTENT_BYTES:
+                raise ProtocolError("a frame that is longer than any message")
+            whole += length + payload_length
+        buffer = self._buffer if whole <= len(self._buffer) else memoryview(bytearray(whole))
+        buffer[: end - start] = self._buffer[start:end]
+        self._buffer = buffer
+        self._start, self._end = 0, end - start
+
+
+class _Greeting:
+    """A connection on which a hello is awaited: one that was accepted, or one that is made, which says ``hello``."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        sock: socket.socket,
+        greeted: Callable[[_Greeting, bytes], None],
+        hello: bytes = b"",
+    ) -> None:
+        self.since_s = time.monotonic()
+        self.socket = sock
+        self._poller = poller
+        self._greeted = greeted
+        self._hello = hello
+        self._got = b""
+        poller.watch(sock.fileno(), self._ready, WRITABLE if hello else READABLE)
+
+    def _ready(self, _: int) -> None:
+        try:
+            if self._hello:
+                self.socket.send(self._hello)  # so few bytes fit a new connection's buffer; fails if it failed
+                self._hello = b""
+                self._poller.change(self.socket.fileno(), READABLE)
+                return
+            more = self.socket.recv(HELLO.size - len(self._got))
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        self._got += more
+        if not more or len(self._got) == HELLO.size:
+            self._poller.unwatch(self.socket.fileno())
+            self._greeted(self, self._got if more else b"")
+
+    def close(self) -> None:
+        """Give it up."""
+        self._poller.unwatch(self.socket.fileno())
+        self.socket.close()
+
+
+class Caller(Link):
+    """The end of a conversation that makes the connections, to a listener at ``address``. Raises
+    :class:`InvalidArgument` if nobody can be there.
+
+    ``error``: why the conversation is over, if it is.
+    """
+
+    __slots__ = ("_address", "_family", "_greeting", "_known", "error")
+
+    def __init__(
+        self, poller: Poller, address: str, deliver: Deliver, broken: Callable[[Link, Exception | None], None]
+    ) -> None:
+        super().__init__(poller, os.urandom(16), deliver, broken)
+        self._family, self._address = _resolve(address)
+        self._greeting: _Greeting | None = None
+        self._known = False
+        self.error: Exception | None = None
+        self.look_after()
+
+    def look_after(self) -> None:
+        """To be called now and then: makes a connection if there is none."""
+        if self._greeting is not None and time.monotonic() - self._greeting.since_s > CONNECT_TIMEOUT_S:
+            self._greeting.close()
+            self._greeting = None
+        if self._socket is None and self._greeting is None and self.error is None:
+            sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            _tune(sock)
+            if sock.connect_ex(self._address) in (0, errno.EINPROGRESS):
+                self._greeting = _Greeting(self._poller, sock, self._greeted, self.hello(self._known))
+            else:
+                sock.close()
+
+    def close(self) -> None:
+        if self._greeting is not None:
+            self._greeting.close()
+            self._greeting = None
+        super().close()
+
+    def _break(self, error: Exception | None = None) -> None:
+        self.error = error
+        super()._break(error)
+
+    def _greeted(self, greeting: _Greeting, data: bytes) -> None:
+        self._greeting = None
+        try:
+            if data:
+                _, received, known = read_hello(data)
+                if self._known and not known:
+                    raise ProtocolError("the other end does not know of this conversation any more")
+                self._known = True
+                self.adopt(greeting.socket, received, b"")
+                return
+            error = None
+        except ProtocolError as e:
+            error = e
+        greeting.socket.close()
+        self._break(error)
+
+
+class Listener:
+    """Takes the calls of others, on ``address`` (``tcp://IP:PORT``; ``*`` for any IP or port); ``self.address`` is
+    what that really is. Nobody is heard before :meth:`start`.
+
+    A conversation whose connection broke is remembered while ``keeps`` says so of its name, but not for longer than a
+    lease. ``links``: by name. ``rejected``: connections on which no conversation came about.
+    """
+
+    def __init__(self, poller: Poller, address: str) -> None:
+        check_address(address)
+        self.links: dict[bytes, Link] = {}
+        self.rejected = 0
+        self._poller = poller
+        self._deliver: Deliver
+        self._keeps: Callable[[bytes], bool]
+        self._adrift: dict[bytes, float] = {}  # since when, the oldest first
+        self._greetings: set[_Greeting] = set()
+        self._socket = _bind(address)
+        self._listens = False
+        host, port = self._socket.getsockname()[:2]
+        self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+    def start(self, deliver: Deliver, keeps: Callable[[bytes], bool]) -> None:
+        """Hear others from now on."""
+        self._deliver = deliver
+        self._keeps = keeps
+        self._listen()
+
+    def close(self) -> None:
+        """End every conversation."""
+        for link in self.links.values():
+            link.close()
+        for greeting in self._greetings:
+            greeting.close()
+        self._poller.unwatch(self._socket.fileno())
+        self._socket.close()
+
+    def look_after(self) -> None:
+        """To be called now and then: forgets who does not speak, and who does not come back."""
+        now = time.monotonic()
+        for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
+            self._greetings.discard(greeting)
+            self.rejected += 1
+            greeting.close()
+        for name in [n for n, since in self._adrift.items() if now - since > LEASE_S or not self._keeps(n)]:
+            self._forget(name)
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self._listens:
+            self._listens = True
+            self._poller.watch(self._socket.fileno(), self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            self._listens = False  # until somebody has gone
+            self._poller.unwatch(self._socket.fileno())
+            return
+        sock.setblocking(False)
+        _tune(sock)
+        self._greetings.add(_Greeting(self._poller, sock, self._greeted))
+
+    def _greeted(self, greeting: _Greeting, data: bytes) -> None:
+        self._greetings.discard(greeting)
+        try:
+            if not data:
+                raise ProtocolError("it was closed before a hello had come")
+            name, received, known = read_hello(data)
+            link = self.links.get(name)
+            if link is None:
+                if known:  # it says so where a conversation was forgotten here
+                    greeting.socket.send(Session(name).hello(False))
+                    raise ProtocolError("a conversation that is not known here")
+                link = self.links[name] = Link(self._poller, name, self._deliver, self._broken)
+            self._adrift.pop(name, None)
+            link.adopt(greeting.socket, received, link.hello(True))
+        except (ProtocolError, OSError):
+            self.rejected += 1
+            greeting.socket.close()
+
+    def _broken(self, link: Link, error: Exception | None) -> None:
+        if error is not None:
+            self.rejected += 1
+        if error is not None or not self._keeps(link.name):
+            self._forget(link.name)
+            return
+        self._adrift[link.name] = time.monotonic()
+        if len(self._adrift) > _ADRIFT_MAX:
+            self._forget(next(iter(self._adrift)))
+
+    def _forget(self, name: bytes) -> None:
+        self._adrift.pop(name, None)
+        link = self.links.pop(name, None)
+        if link is not None:
+            link.close()
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What is not acknowledged for so long breaks the connection: another may find a way.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
+
+
+def _resolve(address: str) -> tuple[int, Any]:
+    check_address(address, peer=True)
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host_of(address), port_of(address), type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InvalidArgument(f"cannot find {address}: {error}; give tcp://HOST:PORT") from error
+    return family, where
+
+
+def _bind(address: str) -> socket.socket:
+    host = host_of(address).replace("*", "0.0.0.0")
+    try:
+        family, where = _resolve(f"tcp://{f'[{host}]' if ':' in host else host}:{port_of(address)}")
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(where)
+            sock.listen(socket.SOMAXCONN)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            text = f"another process listens on {address}: choose another port with --listen"
+        else:
+            text = f"cannot listen on {address}: {error.strerror}; give tcp://IP:PORT of this host"
+        raise InvalidArgument(text) from error
+    return sock
+
+
+def first_answer(poller: Poller, link: Caller, answers: list[bytes], timeout_s: float) -> bytes | None:
+    """Wait until something is in ``answers``, to which ``link`` delivers; None if nothing comes in time. Raises
+    :class:`ProtocolError` if whoever listens there is no dsm service."""
+    until = time.monotonic() + timeout_s
+    while not answers and time.monotonic() < until:
+        if link.error is not None:
+            raise link.error
+        poller.wait(min(_REDIAL_S, max(0.0, until - time.monotonic())))
+        link.look_after()
+    return answers[0] if answers else None
+
+
+def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:
+    """One question to a directory by somebody who is no node. Raises :class:`DirectoryUnreachable` after
+    ``timeout_s``."""
+    answers: list[bytes] = []
+    with Poller() as poller:
+        link = Caller(poller, address, lambda _, data, __: answers.append(bytes(data)), lambda *_: None)
+        try:
+            link.send(wire.encode(question))
+            data = first_answer(poller, link, answers, timeout_s)
+        finally:
+            link.close()
+    if data is None:
+        raise DirectoryUnreachable(unreachable(address, timeout_s))
+    answer = wire.decode(data)
+    if isinstance(answer, wire.Failure):
+        raise from_wire(answer.error, answer.text)
+    if not isinstance(answer, wire.Answer):
+        raise DirectoryUnreachable(f"the directory at {address} answered with {type(answer).__name__}")
+    return answer.value
+
+
+def unreachable(address: str, timeout_s: float) -> str:
+    """What to tell somebody whose directory is silent."""
+    return (
+        f"no directory answers at {address} within {timeout_s:g} s: "
+        "start one with `dsm directory --listen tcp://IP:7400`, or check the address and the firewall"
+    )
