@@ -19,6 +19,8 @@ BROKEN: Final = select.EPOLLERR
 
 _LINGER_NS: Final = 200_000
 """How long to look before going to sleep."""
+_BUSY_NS: Final = 50_000
+"""Nothing for so long, and there is time for what can wait: it is about what a thread needs to fault again."""
 _YIELD_NS_MAX: Final = 1_000_000
 """A yield that took longer gave the processor to somebody who computes: looking then only delays."""
 _CONTENDED_NS: Final = 1_000_000_000
@@ -29,9 +31,11 @@ Handler = Callable[[int], None]
 
 
 class Poller:
-    """Calls a handler whenever a descriptor is ready. A context manager."""
+    """Calls a handler whenever a descriptor is ready, and ``idle`` when none has been for a short moment, before it
+    sleeps. A context manager."""
 
     def __init__(self) -> None:
+        self.idle: Callable[[], None] = lambda: None
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._on: dict[int, Handler] = {}
@@ -74,7 +78,9 @@ class Poller:
         if soon:
             self._soon = []
         elif not ready and timeout_s:
-            ready = self._linger() or poll(timeout_s)
+            ready = self._linger()
+            if not ready:
+                ready = poll(timeout_s)
         on = self._on
         for fd, events in ready:
             handler = on.get(fd)  # one handled a moment ago may have closed this one
@@ -87,15 +93,18 @@ class Poller:
         """What comes within a moment."""
         now = monotonic_ns()
         if now < self._contended_until_ns:
+            self.idle()
             return []
         poll = self._poll
-        until = now + _LINGER_NS
+        idle_at, until = now + _BUSY_NS, now + _LINGER_NS
         while now < until:
             os.sched_yield()  # to whoever can run: it may be who is to send what is awaited
             ready = poll(0)
             if ready:
                 return ready
             before, now = now, monotonic_ns()
+            if before < idle_at <= now:
+                self.idle()
             if now - before > _YIELD_NS_MAX:
                 self._contended_until_ns = now + _CONTENDED_NS
                 break

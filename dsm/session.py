@@ -21,62 +21,61 @@ HELLO: Final = struct.Struct("!4s16sQ?")
 and whether it knows that session from before."""
 _MAGIC: Final = b"dsm\x00"
 
-_OWED_MAX: Final = 128
-"""Messages that an end receives before it acknowledges them though it has nothing to say."""
 _OWED_BYTES_MAX: Final = 256 << 10
+"""What an end receives before it acknowledges it though it has nothing to say."""
+_MESSAGE_BYTES: Final = 2 << 10
+"""What a message counts for, beside its length: it is an object at its sender."""
 
 
 class Session:
     """One end of a conversation; ``name``, 16 bytes that nobody can guess, is what both ends call it.
 
     ``received``: messages that have come. ``kept``: frames that were sent and may have to be sent again.
+    ``acknowledged``: messages that the other end is known to have received.
     """
 
-    __slots__ = ("_acknowledged", "_owed_bytes", "_told", "kept", "kept_bytes", "name", "received")
+    __slots__ = ("_owed_bytes", "acknowledged", "kept", "kept_bytes", "name", "received")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.received = 0
         self.kept: deque[bytes] = deque()
         self.kept_bytes = 0
-        self._acknowledged = 0  # how many messages the other end is known to have received
-        self._told = 0  # how many received messages it has been told of
+        self.acknowledged = 0
         self._owed_bytes = 0
 
     def frame(self, data: bytes, payload: bytes = b"") -> bytes:
         """The bytes of a message, with the page data that belongs to it. It counts as sent."""
-        self._told = self.received
         self._owed_bytes = 0
         frame = HEAD.pack(len(data), len(payload), self.received) + data + payload
         self.kept.append(frame)
         self.kept_bytes += len(frame)
         return frame
 
-    def arrived(self, length: int) -> bytes:
-        """A message has come, whose frame has ``length`` bytes. What is to be sent now, if anything: an acknowledgement
-        by itself, which is no message."""
+    def arrived(self, length: int) -> bool:
+        """A message has come, whose frame has ``length`` bytes. Is it time to acknowledge?"""
         self.received += 1
-        self._owed_bytes += length
-        if self.received - self._told < _OWED_MAX and self._owed_bytes < _OWED_BYTES_MAX:
-            return b""
-        self._told = self.received
+        self._owed_bytes += length + _MESSAGE_BYTES
+        return self._owed_bytes > _OWED_BYTES_MAX
+
+    def acknowledgement(self) -> bytes:
+        """A frame by itself that tells what has been received; it is no message."""
         self._owed_bytes = 0
         return HEAD.pack(0, 0, self.received)
 
     def acknowledge(self, received: int) -> None:
         """The other end has received so many messages. Raises :class:`ProtocolError` if that cannot be."""
-        news = received - self._acknowledged
+        news = received - self.acknowledged
         if news <= 0:
             return  # in a frame that is sent again
         if news > len(self.kept):
-            raise ProtocolError(f"{received} messages were received of {self._acknowledged + len(self.kept)}")
-        self._acknowledged = received
+            raise ProtocolError(f"{received} messages were received of {self.acknowledged + len(self.kept)}")
+        self.acknowledged = received
         for _ in range(news):
             self.kept_bytes -= len(self.kept.popleft())
 
     def hello(self, known: bool) -> bytes:
         """The first bytes of a connection; ``known``: the session is not new to this end."""
-        self._told = self.received
         self._owed_bytes = 0
         return HELLO.pack(_MAGIC, self.name, self.received, known)
 
@@ -85,8 +84,8 @@ class Session:
 
         Raises :class:`ProtocolError` if the other end has forgotten what it had acknowledged.
         """
-        if received < self._acknowledged:
-            raise ProtocolError(f"{received} messages were received, where it had been {self._acknowledged}")
+        if received < self.acknowledged:
+            raise ProtocolError(f"{received} messages were received, where it had been {self.acknowledged}")
         self.acknowledge(received)
         return list(self.kept)
 

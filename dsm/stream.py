@@ -48,6 +48,7 @@ class Link:
         "_buffer",
         "_deliver",
         "_end",
+        "_more",
         "_poller",
         "_send",
         "_session",
@@ -69,6 +70,7 @@ class Link:
         self._unsent: deque[bytes | memoryview] = deque()
         self._buffer = memoryview(b"")
         self._start = self._end = 0  # what has come and was not delivered yet
+        self._more = False  # messages are among it
 
     @property
     def connected(self) -> bool:
@@ -107,6 +109,7 @@ class Link:
         self._unsent.clear()
         self._buffer = memoryview(b"")
         self._start = self._end = 0
+        self._more = False
 
     def _break(self, error: Exception | None = None) -> None:
         self._forget_connection()
@@ -117,6 +120,10 @@ class Link:
     def send(self, data: bytes, payload: bytes = b"") -> None:
         """Send one message, and the page data that belongs to it. It arrives once, also if connections break."""
         self._transmit(self._session.frame(data, payload))
+
+    def send_all(self, messages: list[bytes]) -> None:
+        """Send several messages at once."""
+        self._transmit(b"".join(map(self._session.frame, messages)))
 
     def _transmit(self, frame: bytes) -> None:
         if self._unsent:
@@ -133,7 +140,7 @@ class Link:
                 self._unsent.append(memoryview(frame)[sent:])
                 self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
 
-    def _flush(self, sock: socket.socket) -> None:
+    def _flush(self) -> None:
         unsent = self._unsent
         while unsent:
             try:
@@ -147,84 +154,72 @@ class Link:
                 unsent[0] = memoryview(unsent[0])[sent:]
                 return
             unsent.popleft()
-        self._poller.change(sock.fileno(), READABLE)
+        if self._socket is not None:
+            self._poller.change(self._socket.fileno(), READABLE)
 
     # -- receiving ---------------------------------------------------------------------------------------
 
     def _ready(self, events: int) -> None:
-        sock = self._socket
-        if sock is None:
-            return
         if events & WRITABLE:
-            self._flush(sock)
-        if events != WRITABLE and not self._has_frame():  # else the next turn delivers it, and there may be no room
-            self._receive(sock)
-
-    def _receive(self, sock: socket.socket) -> None:
+            self._flush()
+        if events == WRITABLE or self._more or self._socket is None:
+            return  # what has come already goes first: there may be no room for more
+        end = self._end
         try:
-            length = sock.recv_into(self._buffer[self._end :] if self._end else self._buffer)
+            length = self._socket.recv_into(self._buffer[end:] if end else self._buffer)
         except BlockingIOError:
             return
         except OSError:
             length = 0
-        if not length:
+        if length:
+            self._end = end + length
+            self._take()
+        else:
             self._break()
-            return
-        self._end += length
-        self._take()
 
     def _take(self) -> None:
-        """Deliver what has come."""
         try:
-            for _ in range(_TURN_MESSAGES):
-                if not self._next():
-                    self._make_room()
-                    return
+            self._more = self._deliver_some()
         except ProtocolError as error:
             self._break(error)
-            return
-        if self._has_frame():
-            self._poller.soon(self._take)
         else:
-            self._make_room()
+            if self._more:
+                self._poller.soon(self._take)
 
-    def _next(self) -> bool:
-        """Deliver one message. False if none is here whole."""
-        start = self._start
-        if self._end - start < HEAD.size:
-            return False
-        length, payload_length, received = _head(self._buffer, start)
-        at = start + HEAD.size
-        middle = at + length
-        stop = middle + payload_length
-        if stop > self._end:
-            return False
-        self._start = stop
+    def _deliver_some(self) -> bool:
+        """Deliver what has come, but not too much at once. True if more is here."""
         session = self._session
-        session.acknowledge(received)
-        if length:
-            acknowledgement = session.arrived(stop - start)
-            buffer = self._buffer
-            self._deliver(self, buffer[at:middle], buffer[middle:stop])
-            if acknowledgement:
-                self._transmit(acknowledgement)
-        elif payload_length:
-            raise ProtocolError("page data without a message")
-        return True
-
-    def _has_frame(self) -> bool:
-        left = self._end - self._start
-        if left < HEAD.size:
-            return False
-        length, payload_length, _ = _head(self._buffer, self._start)
-        return left >= HEAD.size + int(length) + int(payload_length)
+        for _ in range(_TURN_MESSAGES):
+            buffer, start = self._buffer, self._start
+            whole = self._end - start
+            if whole < HEAD.size:
+                break
+            length, payload_length, received = _head(buffer, start)
+            middle = start + HEAD.size + length
+            stop = middle + payload_length
+            if stop > self._end:
+                break
+            if received != session.acknowledged:
+                session.acknowledge(received)
+            self._start = stop
+            if length:
+                is_time = session.arrived(stop - start)
+                self._deliver(self, buffer[start + HEAD.size : middle], buffer[middle:stop])
+                if is_time:
+                    self._transmit(session.acknowledgement())
+            elif payload_length:
+                raise ProtocolError("page data without a message")
+            if self._start == self._end:
+                self._start = self._end = 0
+                return False
+        else:
+            return True
+        self._make_room()
+        return False
 
     def _make_room(self) -> None:
         """What is left is the beginning of a frame: move it to the front, of a buffer that can hold all of it."""
         start, end = self._start, self._end
-        if start == end:
-            self._start = self._end = 0
-            return
         whole = HEAD.size
         if end - start >= whole:
             length, payload_length, _ = _head(self._buffer, start)

@@ -482,6 +482,7 @@ def _is_plain(value: object, depth: int) -> bool:
     return False
 
 
+_new: Final = tuple.__new__  # what a NamedTuple calls, but not by way of a function of Python
 _packb = msgpack.Packer(autoreset=True).pack
 _unpackb = msgpack.unpackb
 
@@ -525,5 +526,4 @@ def decode(data: bytes | memoryview) -> Message:
     fields = parts[2:]
     if not layout.fits(fields):
         raise ProtocolError(layout.misfit(fields))
-    message: Message = layout.cls(*fields)
-    return message
+    return _new(layout.cls, fields)

@@ -6,11 +6,11 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import signal
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class Agent:
             listener.close()
             path.unlink(missing_ok=True)
             raise
+        numbers = _unguessable()
         self.pager = Pager(
             self.links.node,
             self.links,
@@ -69,7 +70,7 @@ class Agent:
             blame=self.blame,
             tell=_tell,
             story=Story(time.time),
-            number=lambda _: secrets.randbits(32),
+            number=lambda _: next(numbers),
         )
         self.rejected = 0
         self._launched = end_applications and not exit_when_idle
@@ -149,9 +150,13 @@ class Agent:
             self._next_heartbeat_s = now + constants.HEARTBEAT_S
             self._heartbeat(now)
         pager = self.pager
+        links = self.links
         if pager.bulk_waits:
-            self.links.watch_room(pager.bulk.requesters())
+            links.watch_room(pager.bulk.requesters())
+        waits = links.waits
         self._poller.wait(0 if pager.bulk and not pager.bulk_waits else self._next_heartbeat_s - now)
+        if waits:  # a turn long
+            links.flush()
         if pager.holds:
             wait_us = pager.expire_holds()
             if wait_us:
@@ -265,6 +270,13 @@ class Agent:
         line = f"dsm: ended: region {mapping.region.name!r} is no longer registered as it was ({error.strerror})"
         _tell(mapping.pid, line)
         self.applications.end(mapping)
+
+
+def _unguessable() -> Iterator[int]:
+    """Numbers below 2**32 that nobody can guess; drawn many at a time, since each is on the way of a fault."""
+    while True:
+        for (number,) in struct.iter_unpack("I", os.urandom(4096)):
+            yield number
 
 
 def _drain(fd: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from dsm import constants, errors, route, stream, transport, wire
 from dsm.poller import Poller
 from dsm.stream import Caller, Link, Listener
+from nodes.outgoing import Outgoing
 
 
 class Links:
@@ -19,6 +20,7 @@ class Links:
         self._poller = poller
         self._context = transport.context()
         self._members: dict[int, tuple[str, str]] = {}  # addresses by node id: for messages, for bulk
+        self._outgoing = Outgoing()
         self._callers: dict[int, Caller] = {}  # by node id; the directory is 0
         self._bulk: dict[int, transport.Socket] = {}
         self._watched: set[int] = set()  # nodes whose bulk connection takes nothing now
@@ -60,6 +62,7 @@ class Links:
         for data in self._early[1:]:  # the first was the Welcome
             from_directory(data)
         self._deliver = from_directory
+        self._poller.idle = self.flush
         self._listener.start(from_peer, lambda _: True)
 
     @property
@@ -79,6 +82,7 @@ class Links:
 
     def close(self) -> None:
         """Say goodbye and close every socket."""
+        self.flush()
         self.send(wire.DIRECTORY, wire.Leave())
         self._close()
 
@@ -105,9 +109,25 @@ class Links:
 
     def send(self, to: int, message: wire.Message) -> None:
         """A message to the directory (0) or to a peer."""
-        caller = self._callers.get(to) or self._caller(to)
-        if caller is not None:
-            caller.send(wire.encode(message))
+        if to:
+            caller = self._callers.get(to) or self._caller(to)
+            if caller is not None:
+                caller.send(wire.encode(message))
+        else:
+            self._send_all(self._outgoing.send(message))
+
+    @property
+    def waits(self) -> bool:
+        """Does anything wait for :meth:`flush`?"""
+        return self._outgoing.waits is not None
+
+    def flush(self) -> None:
+        """Send what waits."""
+        self._send_all(self._outgoing.flush())
+
+    def _send_all(self, messages: list[wire.Message]) -> None:
+        if messages:
+            self._callers[wire.DIRECTORY].send_all([wire.encode(message) for message in messages])
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from simulated_cluster import Channel
 
 from dsm.wire import DIRECTORY, Data, Done, GaveUp, Request
+from nodes.outgoing import may_overtake
 
 from .sides import LEFT, Sent
 from .state import OUTDATED, Frozen, Rewrite, rewritten
@@ -28,8 +29,17 @@ def pops(network: Network) -> Iterator[tuple[Channel, Packet, Network]]:
     """Each message that may arrive next, and what is left then."""
     channels = network.channels
     for i, (channel, packets) in enumerate(channels):
-        rest = ((channel, packets[1:]),) if len(packets) > 1 else ()
-        yield channel, packets[0], network._replace(channels=channels[:i] + rest + channels[i + 1 :])
+        for at in range(2 if _overtakes(packets) else 1):
+            left = packets[:at] + packets[at + 1 :]
+            rest = ((channel, left),) if left else ()
+            yield channel, packets[at], network._replace(channels=channels[:i] + rest + channels[i + 1 :])
+
+
+def _overtakes(packets: tuple[Packet, ...]) -> bool:
+    """May the second message go before the first? The machine of a node does not know whether its Done waits."""
+    if len(packets) < 2 or packets[0][0][0] is not Done or packets[1][0][0] is not Request:
+        return False
+    return may_overtake(Request(*packets[1][0][1:]), Done(*packets[0][0][1:]))
 
 
 def pushed(network: Network, source: int, sent: tuple[Sent, ...], alive: frozenset[int]) -> Network:
