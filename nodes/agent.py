@@ -1,4 +1,4 @@
-"""The node agent: one thread, one loop over ZeroMQ, userfaultfds and the Unix socket, around the pager."""
+"""The node agent: one thread, one loop over TCP connections, userfaultfds and the Unix socket, around the pager."""
 
 from __future__ import annotations
 
