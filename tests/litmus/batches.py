@@ -40,11 +40,15 @@ ROUNDS_EACH: Final = (1, 2, 4, 8, 16, 32)
 """On one group of pages."""
 _MIXED_SHARE: Final = 0.75
 """Of the batches."""
+_MIXED_SIZES: Final = 3
+"""The largest ROUNDS_EACH, if mixed: they share the time of a slot."""
 _BATCHES_MIN: Final = 4
 """A short run is not to be one batch of many rounds on each page, with few meetings."""
 SLOTS_US: Final = (700, 1200, 2000)
 """Of a group: less than, about and more than what it takes for all to have their turn."""
-PAUSES: Final = (1, 2, 4, 6)
+MIXED_SLOTS_US: Final = (1500, 3000, 5000)
+"""Of a group that is mixed: in each a page is to change hands several times."""
+PAUSES: Final = (2, 4, 8)
 """Of a thread in a group that is mixed: each is a chance for the page to go to another thread."""
 NEAR_SLOT_US: Final = 20
 """Within one node nothing is transferred and accesses take nanoseconds: every round is met for by spinning, this far
@@ -105,13 +109,14 @@ def batches(settings: Settings) -> Iterator[Batch]:
 def _batch(shape: Shape, settings: Settings, number: int, rounds_max: int) -> Batch:
     chance = Random(f"{settings.seed} {number}")
     pages = _pages(shape, settings.apart, chance)
-    each = chance.choice([each for each in ROUNDS_EACH if each * PAGES * _BATCHES_MIN <= settings.rounds] or [1])
-    slot_us = chance.choice(SLOTS_US)
+    mixed = not settings.near and chance.random() < _MIXED_SHARE
+    fits = [each for each in ROUNDS_EACH if each * PAGES * _BATCHES_MIN <= settings.rounds] or [1]
+    each = chance.choice(fits[-_MIXED_SIZES:] if mixed else fits)
+    slot_us = chance.choice(MIXED_SLOTS_US if mixed else SLOTS_US)
     places = [place for group in pages for place in _places(group, each, chance)][:rounds_max]
     if settings.near:
         each, slot_us = 1, NEAR_SLOT_US
     groups = [range(start, min(start + each, len(places))) for start in range(0, len(places), each)]
-    mixed = not settings.near and chance.random() < _MIXED_SHARE
     shuffled = chance.random() < 0.5
     return Batch(
         number,
