@@ -44,6 +44,14 @@ def history(rank: int, settings: list[Any], name: str, sharing: str, folder: str
 
 def run(cluster: Cluster, settings: Settings, sharing: str = SOUND, limit_s: float = _LIMIT_S) -> tuple[Result, float]:
     """Run random programs on a cluster: what was found, and the seconds that the programs took."""
+    logs, took_s = logged(cluster, settings, sharing, limit_s)
+    return check(settings, logs), took_s
+
+
+def logged(
+    cluster: Cluster, settings: Settings, sharing: str = SOUND, limit_s: float = _LIMIT_S
+) -> tuple[list[list[list[int]]], float]:
+    """Run random programs on a cluster: the log of each process, and the seconds that they took."""
     nodes = len(cluster.nodes)
     name = f"history-{settings.ranks}-{settings.seed}"
     with postponed():
@@ -53,7 +61,7 @@ def run(cluster: Cluster, settings: Settings, sharing: str = SOUND, limit_s: flo
         ]
     took_s = max(child.result() for child in children)
     logs = [np.load(cluster.home / f"{name}-{rank}.npy").tolist() for rank in range(settings.ranks)]
-    return check(settings, logs), took_s
+    return logs, took_s
 
 
 class Run(NamedTuple):
