@@ -133,7 +133,7 @@ class Recording:
     def end(self, interrupted: bool) -> None:
         """Tell what was done."""
         took_s = time.monotonic() - self.started_s
-        verdict = "all sound" if self.sound else "NOT SOUND"
+        verdict = ("all sound" if self.runs else "nothing checked") if self.sound else "NOT SOUND"
         done = (
             f"{len(self.runs)} of {len(PLACES)} runs, {sum(run.result.programs for run in self.runs)} programs, "
             f"{sum(run.result.accesses for run in self.runs)} accesses: {verdict}, {took_s:.0f} s"

@@ -40,8 +40,8 @@ def repeated(
     sharing: str = SOUND,
     limit_s: float = MISTAKE_S,
 ) -> list[Run]:
-    """All runs, with one seed after the other, until there are enough of them or it makes no sense to go on; a test that
-    has shown enough is not run again as long as others have not."""
+    """All runs, with one seed after the other, until there are enough of them or it makes no sense to go on. A test
+    that has shown enough overlaps is not run again as long as others have not."""
     runs: list[Run] = []
     stop_s = time.monotonic() + STOP_S
     for seed in range(SEED, SEED + RUNS_MAX):

@@ -189,7 +189,7 @@ def test_accesses_are_timed_within_the_slot_of_their_group() -> None:
                 assert times == sorted(times)
                 assert all(at * batch.slot_us <= when_us < (at + 1) * batch.slot_us for when_us in times)
                 pauses.add(len(times))
-    assert {1, *PAUSES} <= pauses  # 1: those run one by one, but for the meetings
+    assert set(PAUSES) <= pauses
 
 
 def test_disturbers_touch_words_that_no_round_uses() -> None:
