@@ -67,6 +67,31 @@ class TakesLateAnswers(NodeMachine):
         return super().data(m, payload)
 
 
+class ForgetsWhatIsOver(NodeMachine):
+    """Takes data for a part of a request that it has given up: of another request for the page, or none."""
+
+    def step(self, message: Message) -> list[Effect]:
+        self._forget()
+        return super().step(message)
+
+    def data(self, m: Data, payload: Any) -> list[Effect]:
+        self._forget()
+        return super().data(m, payload)
+
+    def _forget(self) -> None:
+        for ask in self._regions[REGION].asks.values():
+            ask.over.clear()
+
+
+class ForgetsWhatItClosed(ForgetsWhatIsOver):
+    """Counts pages that it has closed, or given up, before the others of their part came once more when these do."""
+
+    def _forget(self) -> None:
+        for ask in self._regions[REGION].asks.values():
+            for part in ask.parts.values():
+                part.closed.clear()
+
+
 class DoesNotHold(NodeMachine):
     """Gives a page away before the thread that waited for it could touch it."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .sides import Configuration
+from .sides import Configuration, Event, programmed
 
 _ACCESS: Final = ("load", "store")
 _RUNS: Final = ("load", "store", "prefetch")
@@ -19,6 +19,13 @@ _SHARED_RUN: Final = ((1, ("prefetch", 0, 0, 2, False)), (2, ("prefetch", 0, 0, 
 """Nodes 1 and 2 have read both pages; node 1 owns them."""
 _WRITTEN_RUN: Final = ((1, ("prefetch", 0, 0, 2, True)),)
 """Node 1 has both pages, writable."""
+
+
+
+def _run(start: int, stop: int, write: bool = False) -> Event:
+    """Who begins it asks for a run of pages."""
+    return "prefetch", 0, start, stop, write
+
 
 QUICK: Final[dict[str, Configuration]] = {
     "2 nodes, 1 page": Configuration((2, 2)),
@@ -34,6 +41,19 @@ QUICK: Final[dict[str, Configuration]] = {
     "shared run, departure": Configuration((0, 0, 1), pages=2, departures=1, before=_SHARED_RUN),
     "2 applications": Configuration((1, 1), applications=2),
     "2 threads": Configuration((2, 1), threads=2),
+    # A request that is open still, of which some pages have been closed, or given up, and asked for again:
+    "run of two owners, departure": programmed(
+        (_run(0, 2),), (), (), pages=2, departures=1, before=((2, ("store", 0, 0)), (3, ("store", 0, 1)))
+    ),
+    "run given up before the acks": programmed(
+        (_run(0, 2, True),), (), (), pages=2, departures=1, before=((2, _run(0, 2, True)), (3, _run(0, 2)))
+    ),
+    "run closed early": programmed(
+        (("store", 0, 1),),
+        (_run(1, 3), ("store", 0, 1), _run(0, 2), ("load", 0, 1)),
+        pages=3,
+        before=((1, _run(0, 3, True)),),
+    ),
 }
 
 FULL: Final[dict[str, Configuration]] = {
@@ -64,4 +84,12 @@ FULL: Final[dict[str, Configuration]] = {
     ),
     "2 applications, 2 operations": Configuration((2, 2), applications=2),
     "2 threads, 2 operations": Configuration((2, 2), threads=2),
+    "run closed early, third node, departure": programmed(
+        (),
+        (_run(1, 3), ("store", 0, 1), _run(0, 2)),
+        (_run(0, 2, True),),
+        pages=3,
+        departures=1,
+        before=((1, _run(0, 3, True)),),
+    ),
 }

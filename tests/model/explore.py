@@ -109,7 +109,7 @@ class World:
 
     def __init__(self, how: Configuration, symmetry: bool = True) -> None:
         self.how = how
-        self.symmetric = symmetry and not how.departures and how.nodes > 1
+        self.symmetric = symmetry and not how.departures and not how.programs and how.nodes > 1
         self.exchanges = exchanges(how)
         self.sides = range(1, how.nodes + 1)
         self.directories = Interned(self._look_at_directory)

@@ -31,7 +31,8 @@ class Configuration(NamedTuple):
     """What is explored. ``budgets``: for each node, how many operations it may begin, any of ``operations``;
     ``applications`` of each node, ``threads`` of each of these; ``departures``: nodes that may be lost; ``patient``: a
     hold outlasts the retry of its thread, else it may end at any time. ``before``: events, each with its node, that
-    have happened and come to an end before anything else may begin."""
+    have happened and come to an end before anything else may begin. ``programs``: if any, the operations that each node
+    begins, in this order, in place of any; its budget is their number."""
 
     budgets: tuple[int, ...]
     pages: int = 1
@@ -42,12 +43,25 @@ class Configuration(NamedTuple):
     departures: int = 0
     patient: bool = True
     before: tuple[tuple[int, Event], ...] = ()
+    programs: tuple[tuple[Event, ...], ...] = ()
     node_class: type[NodeMachine] = NodeMachine
     directory_class: type[PageMachine] = PageMachine
 
     @property
     def nodes(self) -> int:
         return len(self.budgets)
+
+    def may_begin(self, number: int, event: Event, budget: int) -> bool:
+        """May a node, which has so much of its budget left, begin this operation?"""
+        if not self.programs:
+            return event[0] in self.operations
+        program = (*(event for side, event in self.before if side == number), *self.programs[number - 1])
+        return program[len(program) - budget] == event
+
+
+def programmed(*programs: tuple[Event, ...], **rest: Any) -> Configuration:
+    """Each node begins these operations in this order."""
+    return Configuration(tuple(map(len, programs)), programs=programs, **rest)
 
 
 class Sent(NamedTuple):
@@ -217,8 +231,9 @@ def node_events(number: int, frozen: Frozen, how: Configuration) -> list[Event]:
     """What may happen to a node next, beside the messages that are on their way to it."""
     node = make_node(number, frozen, how, Stage(how))
     events = list(_under_way(node, how))
-    if budget_of(frozen):
-        events += [event for event in _thought_of(node, how) if event[0] in how.operations]
+    budget = budget_of(frozen)
+    if budget:
+        events += [event for event in _thought_of(node, how) if how.may_begin(number, event, budget)]
     return events
 
 

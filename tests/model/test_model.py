@@ -46,6 +46,9 @@ SEEDED = [
         Configuration((0, 1), operations=ACCESS, departures=1, before=((1, ("load", 0, 0)),)),
         "unhandled",
     ),
+    (bugs.ForgetsWhatIsOver, QUICK["run of two owners, departure"], "unhandled"),
+    (bugs.ForgetsWhatItClosed, QUICK["run given up before the acks"], "unhandled"),
+    (bugs.ForgetsWhatItClosed, QUICK["run closed early"], "unhandled"),
     (bugs.DoesNotHold, Configuration((1, 1), operations=ACCESS), "livelock"),
     (bugs.WakesOnlyOne, Configuration((1, 2), operations=ACCESS, applications=2), "deadlock"),
     (bugs.ForgetsOneSharer, Configuration((2, 2), operations=ACCESS), "single writer"),
@@ -62,7 +65,7 @@ def test_a_seeded_bug_is_found(bug: type[Any], how: Configuration, kind: str) ->
     assert found.wrong.startswith(f"{kind}:")
     told = conversation(world, found).splitlines()
     assert told[-1].startswith(f"so: {kind}:")
-    assert any("dir gets Request p0 generation=" in line for line in told)
+    assert any("dir gets Request p" in line for line in told)
     if kind == "livelock":
         assert "and from here on, round and round:" in told
 
