@@ -57,6 +57,26 @@ class NeverDrops(NodeMachine):
         return [e for e in effects if not isinstance(e, Drop)] if isinstance(message, Invalidate) else effects
 
 
+class SaysDoneBeforeItDrops(NodeMachine):
+    """Closes an eviction while its threads can still read the page."""
+
+    def step(self, message: Message) -> list[Effect]:
+        effects = super().step(message)
+        return _dropping_last(effects) if isinstance(message, Grant) else effects
+
+
+class AcknowledgesBeforeItDrops(NodeMachine):
+    """Lets a writer go on while its own threads can still read the page."""
+
+    def step(self, message: Message) -> list[Effect]:
+        effects = super().step(message)
+        return _dropping_last(effects) if isinstance(message, Invalidate) else effects
+
+
+def _dropping_last(effects: list[Effect]) -> list[Effect]:
+    return sorted(effects, key=lambda effect: isinstance(effect, Drop))
+
+
 class TakesLateAnswers(NodeMachine):
     """Takes data of an old generation for what it waits for now."""
 

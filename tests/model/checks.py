@@ -17,6 +17,7 @@ from nodes.pages import EXCLUSIVE, HELD, LOST, SHARED
 from .network import Network
 from .sides import Configuration
 from .state import LATEST, OUTDATED
+from .stepwise import StepwiseNode
 
 
 class View(NamedTuple):
@@ -69,6 +70,13 @@ def _busy(node: Node) -> Iterator[str]:
         yield "a hold runs"
     if node.bulk:
         yield "pages are to be sent"
+    if in_between(node):
+        yield "effects are to happen"
+
+
+def in_between(node: Node) -> bool:
+    """Is it in the middle of a step? Then its memory is not yet as its machine says."""
+    return isinstance(node, StepwiseNode) and bool(node.todo)
 
 
 def node_alone(node: Node, how: Configuration) -> str:
@@ -79,6 +87,8 @@ def node_alone(node: Node, how: Configuration) -> str:
         where = f"p{page} on n{node.number}"
         if state not in (0, SHARED, EXCLUSIVE, LOST):
             return f"memory: {where} is in state {state}, which is none"
+        if in_between(node):
+            continue
         if state & HELD and page not in node.memory:
             return f"memory: {where} is a hole, but held"
         if not state & HELD and page in node.memory and page not in leaving:

@@ -21,7 +21,6 @@ _WRITTEN_RUN: Final = ((1, ("prefetch", 0, 0, 2, True)),)
 """Node 1 has both pages, writable."""
 
 
-
 def _run(start: int, stop: int, write: bool = False) -> Event:
     """Who begins it asks for a run of pages."""
     return "prefetch", 0, start, stop, write
@@ -41,6 +40,9 @@ QUICK: Final[dict[str, Configuration]] = {
     "shared run, departure": Configuration((0, 0, 1), pages=2, departures=1, before=_SHARED_RUN),
     "2 applications": Configuration((1, 1), applications=2),
     "2 threads": Configuration((2, 1), threads=2),
+    "2 nodes, 1 page, stepwise": Configuration((2, 2), operations=(*_ACCESS, "evict"), stepwise=True),
+    "2 nodes, 1 page, stepwise, departure": Configuration((1, 1), stepwise=True, departures=1),
+    "2 nodes, 2 pages, stepwise": Configuration((1, 1), pages=2, stepwise=True),
     # A request that is open still, of which some pages have been closed, or given up, and asked for again:
     "run of two owners, departure": programmed(
         (_run(0, 2),), (), (), pages=2, departures=1, before=((2, ("store", 0, 0)), (3, ("store", 0, 1)))
@@ -84,6 +86,15 @@ FULL: Final[dict[str, Configuration]] = {
     ),
     "2 applications, 2 operations": Configuration((2, 2), applications=2),
     "2 threads, 2 operations": Configuration((2, 2), threads=2),
+    "2 nodes, 1 page, stepwise, 2 operations": Configuration((2, 2), stepwise=True),
+    "3 nodes, 1 page, stepwise": Configuration((2, 1, 1), stepwise=True),
+    "3 nodes, 1 page, stepwise, departure": Configuration((1, 1, 1), stepwise=True, departures=1),
+    "2 nodes, 1 page, stepwise, hasty": Configuration((2, 2), stepwise=True, patient=False),
+    "2 nodes, 2 pages, stepwise, 2 operations": Configuration((2, 1), pages=2, stepwise=True),
+    "shared run, stepwise, departure": Configuration(
+        (0, 1, 1), pages=2, operations=_RUNS, stepwise=True, departures=1, before=_SHARED_RUN
+    ),
+    "2 threads, stepwise": Configuration((2, 1), threads=2, stepwise=True),
     "run closed early, third node, departure": programmed(
         (),
         (_run(1, 3), ("store", 0, 1), _run(0, 2)),

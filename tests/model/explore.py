@@ -49,7 +49,7 @@ class About(NamedTuple):
     """What is known of a value: the generations in it, as a bit mask (see _BITS), and what is wrong with it.
 
     ``last``: a node's last generation, at its place in such a mask too. ``view``: the number of a node's View; of the
-    directory, what it says of the pages. ``open``: has the directory a transaction open?
+    directory, what it says of the pages. ``open``: has the directory a transaction open; is a node amid a step?
     """
 
     generations: int
@@ -156,7 +156,8 @@ class World:
         node = make_node(side, frozen, self.how, Stage(self.how))
         last = node.machine._generation << _BITS * side
         view = self.views.number(checks.view(node, self.how.pages))
-        return About(_generations(frozen, side), checks.node_alone(node, self.how), last, view)
+        in_between = checks.in_between(node)
+        return About(_generations(frozen, side), checks.node_alone(node, self.how), last, view, in_between)
 
     def _look_at_network(self, network: Network) -> About:
         found = [0]
@@ -191,6 +192,8 @@ class World:
                 for channel, packet, rest in pops(self.networks.values[network])
             ]
         for to, event, rest in events:
+            if to and self.nodes[to].about[state[to]].open:  # it does one thing after the other
+                continue
             yield self._move(state, to, event, rest, canonical)
         for side in self.sides:
             here = state[side]

@@ -25,6 +25,10 @@ from simulated_cluster import Application, Node, Thread
 from directory.holdings import Holding, Holdings
 from directory.machine import PageMachine
 from dsm.pagetable import PageTable
+from dsm.wire import Data
+from nodes.effects import Install
+
+from .stepwise import Post, StepwiseNode
 
 Frozen = Any
 """Nested tuples ``(type, item, ...)`` with plain values at the leaves; hashable."""
@@ -54,6 +58,7 @@ class Side(NamedTuple):
     applications: Frozen
     holds: Frozen
     bulk: Frozen
+    todo: Frozen  # what is left of the last step, where effects happen one by one
     budget: int
 
 
@@ -89,13 +94,14 @@ SHELL: Final[dict[type[Any], frozenset[str]]] = {
     cls: frozenset(fields.split())
     for cls, fields in {
         Node: "cluster number machine memory applications holds bulk _effects",
+        StepwiseNode: "cluster number machine memory applications holds bulk todo _effects",
         Application: "node name threads unprotected poisoned prefetches",
         Thread: "application access asleep reported",
     }.items()
 }
 """The fields of the simulated shell, which is frozen by hand: a test compares."""
 
-NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner"))
+NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner", "to"))
 MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
 PLAIN_FIELDS: Final = frozenset(
@@ -123,10 +129,20 @@ PLAIN_FIELDS: Final = frozenset(
         "applications",
         "holds",
         "bulk",
+        "todo",
         "budget",
+        "payload",
+        "contents",
+        "write",
+        "protect",
+        "target",
+        "waiter",
+        "waiters",
+        "hurry",
+        "message",
     )
 )
-"""Fields of messages and other named tuples that are rewritten by their own type only."""
+"""Fields of messages, effects and other named tuples that are rewritten by their own type only."""
 ROLES: Final = NODE_FIELDS | MASK_FIELDS | HOLDING_FIELDS | PLAIN_FIELDS | {"generation"}
 
 
@@ -232,7 +248,8 @@ def freeze_node(node: Node, pages: int, budget: int) -> Frozen:
     memory = (tuple, *(node.memory.get(page, HOLE) for page in range(pages)))
     applications = (tuple, *map(_freeze_application, node.applications))
     holds = (deque, *node.holds)
-    return (Side, freezer.freeze(node.machine), memory, applications, holds, freezer.freeze(node.bulk), budget)
+    bulk, todo = freezer.freeze(node.bulk), freezer.freeze(node.todo if isinstance(node, StepwiseNode) else deque())
+    return (Side, freezer.freeze(node.machine), memory, applications, holds, bulk, todo, budget)
 
 
 def _freeze_application(application: Application) -> Frozen:
@@ -311,12 +328,14 @@ def _find_held(frozen: Frozen, found: set[Frozen]) -> None:
 
 def thaw_node(frozen: Frozen, node: Node) -> None:
     """Give a new node, which has no applications yet, its state."""
-    _, machine, memory, applications, holds, bulk, _ = frozen
+    _, machine, memory, applications, holds, bulk, todo, _ = frozen
     node.memory = {page: value for page, value in enumerate(memory[1:]) if value != HOLE}
     node.applications = [_thaw_application(node, i, each) for i, each in enumerate(applications[1:])]
     node.holds = deque(holds[1:])
     thawer = Thawer(node.applications)
     node.bulk = thawer.thaw(bulk)
+    if isinstance(node, StepwiseNode):
+        node.todo = thawer.thaw(todo)
     thawer.into(node.machine, machine)
 
 
@@ -367,10 +386,10 @@ def rewritten(frozen: Frozen, owner: int, how: Rewrite, role: str = "") -> Froze
         return frozen
     if cls is PageTable:
         return (*frozen[:2], *(rewritten(item, owner, how) for item in frozen[2:]))
-    if cls is Side:  # the shell knows of no other node, but for the bulk that it sends
+    if cls is Side:  # the shell knows of no other node, but for what it sends
         side = Side(*frozen[1:])
-        machine, bulk = rewritten(side.machine, owner, how), rewritten(side.bulk, owner, how)
-        return (cls, *side._replace(machine=machine, bulk=bulk))
+        machine, bulk, todo = (rewritten(part, owner, how) for part in (side.machine, side.bulk, side.todo))
+        return (cls, *side._replace(machine=machine, bulk=bulk, todo=todo))
     if issubclass(cls, tuple):
         owner = _owner(cls, frozen, owner)
         return (cls, *(rewritten(item, owner, how, name) for name, item in zip(cls._fields, frozen[1:], strict=True)))
@@ -385,8 +404,10 @@ def _key(key: int, owner: int, how: Rewrite, role: str) -> int:
 
 
 def _owner(cls: type[Any], frozen: Frozen, owner: int) -> int:
-    """Whose generation a message or transaction carries, if it says so itself."""
+    """Whose generation a message or transaction carries, if it says so itself, or the effect that it is part of."""
     fields = cls._fields
+    if "to" in fields:  # what is for a node answers it
+        return int(frozen[1 + fields.index("to")]) or owner
     if "requester" in fields:
         return int(frozen[1 + fields.index("requester")])
     if "generation" in fields and "node" in fields and type(frozen[1 + fields.index("node")]) is int:
@@ -396,7 +417,30 @@ def _owner(cls: type[Any], frozen: Frozen, owner: int) -> int:
 
 def with_contents(frozen: Frozen, page: int, value: int) -> Frozen:
     """A frozen node with other contents of a page, if it has any."""
+    frozen = with_todo(frozen, lambda each, before: value if each == page else before)
     memory = frozen[2]
     if memory[1 + page] == HOLE:
         return frozen
     return (*frozen[:2], (*memory[: 1 + page], value, *memory[2 + page :]), *frozen[3:])
+
+
+Contents = Callable[[int, Any], Any]
+"""What to put in place of the contents of a page."""
+
+
+def with_todo(frozen: Frozen, contents: Contents) -> Frozen:
+    """A frozen node with other contents in what it is about to do: install pages, or send those that it has read."""
+    if len(frozen[-2]) == 1:
+        return frozen
+    return (*frozen[:-2], (deque, *(_with_contents(effect, contents) for effect in frozen[-2][1:])), frozen[-1])
+
+
+def _with_contents(effect: Frozen, contents: Contents) -> Frozen:
+    if effect[0] is Install and effect[4] is not None:
+        start, at = effect[2], 4
+    elif effect[0] is Post:
+        start, at = Data(*effect[2][1:]).start, 3
+    else:
+        return effect
+    changed = (contents(start + place, value) for place, value in enumerate(effect[at][1:]))
+    return (*effect[:at], (list, *changed), *effect[at + 1 :])

@@ -41,6 +41,8 @@ SEEDED = [
     (bugs.SaysDoneBeforeTheAcks, Configuration((2, 2), operations=ACCESS), "unhandled"),
     (bugs.KeepsWritable, Configuration((1, 1), operations=ACCESS), "memory"),
     (bugs.NeverDrops, Configuration((2, 2), operations=ACCESS), "memory"),
+    (bugs.SaysDoneBeforeItDrops, QUICK["2 nodes, 1 page, stepwise"], "single writer"),
+    (bugs.AcknowledgesBeforeItDrops, QUICK["2 nodes, 1 page, stepwise"], "single writer"),
     (
         bugs.TakesLateAnswers,
         Configuration((0, 1), operations=ACCESS, departures=1, before=((1, ("load", 0, 0)),)),
