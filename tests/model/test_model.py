@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +100,24 @@ def test_the_table_tells_what_holds_and_what_does_not() -> None:
     assert f"{verdicts['right'].states:,}" in shown["right"] and "holds" in shown["right"]
     assert "memory: p0" in shown["wrong"] and "so: memory: p0" in verdicts["wrong"].conversation
     assert "waits" in shown["later"]
+
+
+def test_an_interrupted_run_says_how_far_it_got() -> None:
+    environment = {**os.environ, "PYTHONPATH": "tests:tests/machines"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "model", "--json"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "states" in json.loads(process.stdout.readline())
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, said = process.communicate()  # to its end: nobody is left who could say more
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"interrupted: \d+ of \d+ configurations explored, 0 of them wrong; [\d,]+ states so far\n", said
+    )
