@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Final
@@ -33,13 +34,17 @@ def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Ver
     """All of them, ``jobs`` at a time, each in a process of its own; verdicts, and sights in between."""
     waiting = list(chosen.items())
     running: dict[Connection, tuple[str, BaseProcess]] = {}
+    interrupted, interrupt = multiprocessing.Pipe(duplex=False)  # not in the middle of anything else
+    before = signal.signal(signal.SIGINT, lambda *_: interrupt.send(None))
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 name, how = waiting.pop(0)
                 there, process = _start(name, how)
                 running[there] = name, process
-            heard = wait(list(running))
+            heard = wait([interrupted, *running])
+            if interrupted in heard:
+                raise KeyboardInterrupt
             for there in [there for there in running if there in heard]:
                 try:
                     yield there.recv()
@@ -53,13 +58,16 @@ def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Ver
             process.terminate()
         for _, process in running.values():
             process.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def _start(name: str, how: Configuration) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # the live table has a thread, which no fork should copy
     there, here = context.Pipe(duplex=False)
     process = context.Process(target=run_apart, args=(name, how, here), daemon=True)
-    # Ctrl-C is for this process, which ends the others; the mask is inherited.
+    # Ctrl-C is for this process, which ends the others: they inherit the mask, which multiprocessing's tracker of
+    # resources lifts when it is started.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -102,10 +101,20 @@ def test_the_table_tells_what_holds_and_what_does_not() -> None:
     assert "waits" in shown["later"]
 
 
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_deaf(pid: str) -> bool:
+    """Is Ctrl-C nothing to this process?"""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
+
+
 def test_an_interrupted_run_says_how_far_it_got() -> None:
     environment = {**os.environ, "PYTHONPATH": "tests:tests/machines"}
     with subprocess.Popen(
-        [sys.executable, "-m", "model", "--json"],
+        [sys.executable, "-m", "model", "--json", "--jobs", "2"],
         cwd=Path(__file__).parents[2],
         env=environment,
         stdout=subprocess.PIPE,
@@ -113,8 +122,9 @@ def test_an_interrupted_run_says_how_far_it_got() -> None:
         text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        assert "states" in json.loads(process.stdout.readline())
+        while len(children(process.pid)) < 3:  # one tracks resources
+            assert process.poll() is None
+        assert all(map(is_deaf, children(process.pid)))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
         _, said = process.communicate()  # to its end: nobody is left who could say more
     assert process.returncode == 130

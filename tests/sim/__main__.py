@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,7 +103,9 @@ def _outcomes(tasks: list[tuple[int, int | None, int]], workers: int) -> Iterato
     if workers == 1:
         yield from map(simulate, tasks)
         return
-    # Ctrl-C is for this process, which ends the others; the mask is inherited.
+    # Ctrl-C is for this process, which ends the others: they inherit the mask, which multiprocessing's tracker of
+    # resources lifts when it is started.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -265,14 +265,27 @@ def test_a_campaign_without_failures_leaves_the_file_alone(file: Path) -> None:
     assert file.read_text() == before
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interrupted_campaign_says_how_far_it_got(jobs: str, file: Path) -> None:
-    command = [sys.executable, "-m", "tests.sim", "--seeds", "100000", "--jobs", jobs, "--regressions", f"{file}"]
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_deaf(pid: str) -> bool:
+    """Is Ctrl-C nothing to this process?"""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
+
+
+@pytest.mark.parametrize(("jobs", "processes"), [(1, 0), (2, 3)], ids=["here", "apart"])  # one tracks resources
+def test_an_interrupted_campaign_says_how_far_it_got(jobs: int, processes: int, file: Path) -> None:
+    command = [sys.executable, "-m", "tests.sim", "--seeds", "100000", "--jobs", f"{jobs}", "--regressions", f"{file}"]
     with subprocess.Popen(
         command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("seeds ")
+        while len(children(process.pid)) < processes:
+            assert process.poll() is None
+        assert all(map(is_deaf, children(process.pid)))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
         _, said = process.communicate()  # to its end: nobody is left who could say more
     assert process.returncode == 130
