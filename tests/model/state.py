@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from simulated_cluster import Application, Node, Thread
 
-from directory.holdings import Holding, Holdings
+from directory.holdings import Holding, Holdings, nodes_in
 from directory.machine import PageMachine
 from dsm.pagetable import PageTable
 from dsm.wire import Data
@@ -48,6 +48,12 @@ class Held(NamedTuple):
     owner: int
     copies: int
     place: int
+
+
+class Members(NamedTuple):
+    """The nodes that the directory counts as members, as a bit mask."""
+
+    copies: int
 
 
 class Side(NamedTuple):
@@ -232,7 +238,7 @@ def freeze_directory(machine: PageMachine, members: set[int], exact: bool) -> Fr
     assert exact or known == [numbers[holdings[number]] for number in known], "two numbers mean the same holding"
     held = {number: (Held, *holdings[number], place if exact else 0) for place, number in enumerate([0, *known])}
     extra = (held[number] for number in known if number not in used)
-    return (tuple, Freezer([], held).freeze(machine), (set, *sorted(members)), (tuple, *extra))
+    return (tuple, Freezer([], held).freeze(machine), (Members, sum(1 << node for node in members)), (tuple, *extra))
 
 
 def _used(machine: PageMachine) -> set[int]:
@@ -315,7 +321,7 @@ def thaw_directory(frozen: Frozen, cls: type[PageMachine]) -> tuple[PageMachine,
     holdings._holdings = [Holding(*held[1:-1]) for held in known]
     holdings._numbers = {h: n for n, h in reversed(list(enumerate(holdings._holdings)))}
     Thawer([], {held: number for number, held in enumerate(known)}).into(machine, inner)
-    return machine, set(members[1:])
+    return machine, set(nodes_in(members[1]))
 
 
 def _find_held(frozen: Frozen, found: set[Frozen]) -> None:
@@ -355,11 +361,12 @@ def _thaw_application(node: Node, index: int, frozen: Frozen) -> Application:
 
 
 class Rewrite(NamedTuple):
-    """What to put in place of a generation of a node, of a node's last one, of a node, of a bit mask of nodes."""
+    """What to put in place of a generation of a node, of a node's last one, of a node, its name, a mask of nodes."""
 
     generation: Callable[[int, int], int] = lambda owner, number: number
     last: Callable[[int, int], int] = lambda owner, number: number
     node: Callable[[int], int] = lambda node: node
+    name: Callable[[str], str] = lambda name: name
     mask: Callable[[int], int] = lambda mask: mask
 
 
@@ -375,7 +382,7 @@ def rewritten(frozen: Frozen, owner: int, how: Rewrite, role: str = "") -> Froze
                 return how.node(frozen) if frozen else frozen
             if role in MASK_FIELDS:
                 return how.mask(frozen)
-        return frozen
+        return how.name(frozen) if type(frozen) is str else frozen
     cls = frozen[0]
     if cls in (list, deque, tuple):
         return (cls, *(rewritten(item, owner, how) for item in frozen[1:]))

@@ -165,6 +165,8 @@ def test_renumbered_generations_change_nothing() -> None:
         Configuration((2, 2, 2), operations=("load", "evict")),
         Configuration((1, 1), pages=2),
         Configuration((1, 1, 1), operations=("load", "store"), stepwise=True),
+        Configuration((1, 1, 1), operations=("load", "store", "evict"), departures=2),
+        Configuration((1, 1), pages=2, operations=("load", "store"), departures=1),
     ],
 )
 def test_exchanging_nodes_leaves_no_state_out(how: Configuration) -> None:
