@@ -1,7 +1,7 @@
 """What is explored: the full list, and the part of it that is small enough for every test run.
 
-Departures multiply the states (any node, at any point, with any last part of what it sent on each channel, and no
-exchange of nodes), so those configurations have smaller budgets or fewer kinds of operations.
+Departures multiply the states (any node, at any point, with any last part of what it sent on each channel), so most of
+those configurations have smaller budgets or fewer kinds of operations.
 
 Some begin where something has happened already (``before``): what comes then is reached with less.
 """
