@@ -112,6 +112,19 @@ class ForgetsWhatItClosed(ForgetsWhatIsOver):
                 part.closed.clear()
 
 
+class CountsAcksOfWhatIsOver(NodeMachine):
+    """Waits for the rest of a part that is over when it hears once more that somebody has dropped its copy."""
+
+    def step(self, message: Message) -> list[Effect]:
+        ask = self._regions[REGION].asks.get(message.generation) if isinstance(message, Ack) else None
+        if ask is None:
+            return super().step(message)
+        over, ask.over = ask.over, set()
+        effects = super().step(message)
+        ask.over |= over
+        return effects
+
+
 class DoesNotHold(NodeMachine):
     """Gives a page away before the thread that waited for it could touch it."""
 

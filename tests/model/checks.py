@@ -96,6 +96,9 @@ def node_alone(node: Node, how: Configuration) -> str:
         for application in node.applications:
             if page in application.unprotected and state != EXCLUSIVE:
                 return f"memory: {where} is not exclusive, but {application} may store to it"
+    for ask in node.machine._regions[REGION].asks.values():
+        if not ask.over.isdisjoint(ask.parts):
+            return f"bounds: n{node.number} begins a part of request {ask.generation} anew that is over"
     deferred = node.machine._regions[REGION].deferred
     if node.machine.deferred != len(deferred):
         return f"bounds: n{node.number} counts {node.machine.deferred} deferred messages, there are {len(deferred)}"

@@ -47,6 +47,14 @@ QUICK: Final[dict[str, Configuration]] = {
     "run of two owners, departure": programmed(
         (_run(0, 2),), (), (), pages=2, departures=1, before=((2, ("store", 0, 0)), (3, ("store", 0, 1)))
     ),
+    "run of two owners that share, departure": programmed(
+        (_run(0, 2, True),),
+        (),
+        (),
+        pages=2,
+        departures=1,
+        before=((2, ("store", 0, 0)), (3, ("store", 0, 1)), (2, ("load", 0, 1)), (3, ("load", 0, 0))),
+    ),
     "run given up before the acks": programmed(
         (_run(0, 2, True),), (), (), pages=2, departures=1, before=((2, _run(0, 2, True)), (3, _run(0, 2)))
     ),

@@ -55,6 +55,7 @@ SEEDED = [
         "unhandled",
     ),
     (bugs.ForgetsWhatIsOver, QUICK["run of two owners, departure"], "unhandled"),
+    (bugs.CountsAcksOfWhatIsOver, QUICK["run of two owners that share, departure"], "bounds"),
     (bugs.ForgetsWhatItClosed, QUICK["run given up before the acks"], "unhandled"),
     (bugs.ForgetsWhatItClosed, QUICK["run closed early"], "unhandled"),
     (bugs.DoesNotHold, Configuration((1, 1), operations=ACCESS), "livelock"),
