@@ -201,8 +201,7 @@ class Node:
     def _supply(self, e: effects.Supply) -> None:
         fetch = e.fetch
         if e.protect:
-            for application in self.applications:
-                application.unprotected.difference_update(range(fetch.start, fetch.start + fetch.count))
+            self._protect(fetch.start, fetch.count)
         if fetch.ahead:
             self.bulk.add(fetch, self.cluster.frame_pages)
         else:
@@ -214,11 +213,18 @@ class Node:
             self._send_pages(*frame, False)
 
     def _send_pages(self, fetch: Fetch, start: int, count: int, bulk: bool) -> None:
-        contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
+        data, contents = self._read(fetch, start, count)
         if not fetch.keep:
             self._punch(start, count)
-        data = Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
         self.cluster.send(self.number, fetch.requester, data, contents, bulk)
+
+    def _read(self, fetch: Fetch, start: int, count: int) -> tuple[Data, list[int]]:
+        contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
+        return Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks), contents
+
+    def _protect(self, start: int, count: int) -> None:
+        for application in self.applications:
+            application.unprotected.difference_update(range(start, start + count))
 
     def _punch(self, start: int, count: int) -> None:
         for page in range(start, start + count):
