@@ -19,7 +19,7 @@ from typing import Any, Final
 from dsm import wire
 from dsm.address import check_address, host_of, port_of
 from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, LEASE_S
-from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, from_wire
+from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
@@ -29,6 +29,8 @@ _TURN_MESSAGES: Final = 16
 _ADRIFT_MAX: Final = 1024
 """Conversations without a connection that a listener remembers."""
 _REDIAL_S: Final = 0.1
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""There is no descriptor or no memory for a connection now; later there may be."""
 
 Deliver = Callable[["Link", memoryview, memoryview], None]
 """Called with each message, and the page data that came with it; both are gone once it returns."""
@@ -180,6 +182,8 @@ class Link:
     def _take(self) -> None:
         try:
             self._more = self._deliver_some()
+        except Violation:  # of this end: no fault of the connection
+            raise
         except ProtocolError as error:
             self._break(error)
         else:
@@ -298,7 +302,12 @@ class Caller(Link):
             self._greeting.close()
             self._greeting = None
         if self._socket is None and self._greeting is None and self.error is None:
-            sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                return
             _tune(sock)
             if sock.connect_ex(self._address) in (0, errno.EINPROGRESS):
                 self._greeting = _Greeting(self._poller, sock, self._greeted, self.hello(self._known))
@@ -391,7 +400,7 @@ class Listener:
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno not in _EXHAUSTED:
                 raise
             self._listens = False  # until somebody has gone
             self._poller.unwatch(self._socket.fileno())
@@ -411,9 +420,12 @@ class Listener:
                 if known:  # it says so where a conversation was forgotten here
                     greeting.socket.send(Session(name).hello(False))
                     raise ProtocolError("a conversation that is not known here")
+                if received:
+                    raise ProtocolError("something was received in a conversation that has not begun")
                 link = self.links[name] = Link(self._poller, name, self._deliver, self._broken)
-            self._adrift.pop(name, None)
             link.adopt(greeting.socket, received, link.hello(True))
+            if link.connected:  # its connection may have broken at once
+                self._adrift.pop(name, None)
         except (ProtocolError, OSError):
             self.rejected += 1
             greeting.socket.close()
