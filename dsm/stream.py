@@ -28,6 +28,8 @@ _TURN_MESSAGES: Final = 16
 """Messages of one connection that are handled in a turn: a flood costs the others no more than that."""
 _ADRIFT_MAX: Final = 1024
 """Conversations without a connection that a listener remembers."""
+_GREETINGS_MAX: Final = 128
+"""Connections that have not said who they are: who has something to say does so at once."""
 _REDIAL_S: Final = 0.1
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """There is no descriptor or no memory for a connection now; later there may be."""
@@ -222,15 +224,19 @@ class Link:
         return False
 
     def _make_room(self) -> None:
-        """What is left is the beginning of a frame: move it to the front, of a buffer that can hold all of it."""
+        """What is left is the beginning of a frame: move it to the front, of a buffer with room for more."""
         start, end = self._start, self._end
+        if start == end:  # the connection has gone meanwhile
+            return
         whole = HEAD.size
         if end - start >= whole:
             length, payload_length, _ = _head(self._buffer, start)
             if length > CONTROL_BYTES_MAX or payload_length > EXTENT_BYTES:
                 raise ProtocolError("a frame that is longer than any message")
             whole += length + payload_length
-        buffer = self._buffer if whole <= len(self._buffer) else memoryview(bytearray(whole))
+        buffer = self._buffer
+        if whole > len(buffer) and end - start > len(buffer) // 2:  # memory for what comes, not for what is announced
+            buffer = memoryview(bytearray(min(whole, 2 * len(buffer))))
         buffer[: end - start] = self._buffer[start:end]
         self._buffer = buffer
         self._start, self._end = 0, end - start
@@ -357,7 +363,7 @@ class Listener:
         self._deliver: Deliver
         self._keeps: Callable[[bytes], bool]
         self._adrift: dict[bytes, float] = {}  # since when, the oldest first
-        self._greetings: set[_Greeting] = set()
+        self._greetings: dict[_Greeting, None] = {}  # the oldest first
         self._socket = _bind(address)
         self._listens = False
         host, port = self._socket.getsockname()[:2]
@@ -382,9 +388,7 @@ class Listener:
         """To be called now and then: forgets who does not speak, and who does not come back."""
         now = time.monotonic()
         for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
-            self._greetings.discard(greeting)
-            self.rejected += 1
-            greeting.close()
+            self._give_up(greeting)
         for name in [n for n, since in self._adrift.items() if now - since > LEASE_S or not self._keeps(n)]:
             self._forget(name)
         self._listen()
@@ -402,15 +406,25 @@ class Listener:
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            self._listens = False  # until somebody has gone
-            self._poller.unwatch(self._socket.fileno())
+            if self._greetings:
+                self._give_up(next(iter(self._greetings)))
+            else:
+                self._listens = False  # until somebody has gone
+                self._poller.unwatch(self._socket.fileno())
             return
         sock.setblocking(False)
         _tune(sock)
-        self._greetings.add(_Greeting(self._poller, sock, self._greeted))
+        self._greetings[_Greeting(self._poller, sock, self._greeted)] = None
+        if len(self._greetings) > _GREETINGS_MAX:
+            self._give_up(next(iter(self._greetings)))
+
+    def _give_up(self, greeting: _Greeting) -> None:
+        del self._greetings[greeting]
+        self.rejected += 1
+        greeting.close()
 
     def _greeted(self, greeting: _Greeting, data: bytes) -> None:
-        self._greetings.discard(greeting)
+        del self._greetings[greeting]
         try:
             if not data:
                 raise ProtocolError("it was closed before a hello had come")

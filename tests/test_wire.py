@@ -25,9 +25,9 @@ LAYOUT = """
     Lost(region, generation, start, count, node)
     Data(region, generation, first, total, start, count, acks)
     Ack(region, generation, start, sender)
-    Join(name, address)
+    Join(name, address, bulk)
     Welcome(node)
-    Member(node, name, address)
+    Member(node, name, address, bulk)
     MemberLeft(node, reason)
     Heartbeat(applications)
     Leave()
@@ -60,7 +60,7 @@ LAYOUT = """
     Hurry(region, generation, page, requester)
     Keep(region)
 """
-"""Version 1 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
+"""Version 2 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
 
 LIMITS: dict[Any, tuple[type, int, int]] = {
@@ -138,7 +138,7 @@ every_field = pytest.mark.parametrize(
 def test_kinds_and_fields_are_where_they_always_were() -> None:
     pinned = LAYOUT.split("\n")[1:-1]
     now = [f"    {cls.__name__}({', '.join(cls._fields)})" for cls in wire.MESSAGES]
-    assert constants.PROTOCOL_VERSION == 1
+    assert constants.PROTOCOL_VERSION == 2
     assert now[: len(pinned)] == pinned
 
 
@@ -152,7 +152,7 @@ def test_no_message_is_listed_twice() -> None:
 
 def test_bytes_on_the_wire() -> None:
     request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
-    assert wire.encode(request) == bytes.fromhex("98 01 00 03 07 cf0000010000000000 10 01 01")
+    assert wire.encode(request) == bytes.fromhex("98 02 00 03 07 cf0000010000000000 10 01 01")
     assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 01 15 05 a4") + b"grid"
     assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 01 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
