@@ -28,13 +28,12 @@ Outgoing = list[tuple[bytes, wire.Message]]
 
 
 class _Node:
-    __slots__ = ("address", "applications", "bulk", "deaf", "heard_s", "identity", "name", "number")
+    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
 
     def __init__(self, number: int, m: wire.Join, identity: bytes, now: float) -> None:
         self.number = number
         self.name = m.name
         self.address = m.address
-        self.bulk = m.bulk
         self.identity = identity
         self.applications = 0
         self.deaf = False  # it does not read what it is sent, and has missed something
@@ -42,7 +41,7 @@ class _Node:
 
 
 def _member(node: _Node) -> wire.Member:
-    return wire.Member(node.number, node.name, node.address, node.bulk)
+    return wire.Member(node.number, node.name, node.address)
 
 
 class Cluster:
@@ -157,7 +156,6 @@ class Cluster:
     def _check_newcomer(self, m: wire.Join) -> None:
         """Raise why somebody cannot become a member."""
         check_peer(m.address)
-        check_peer(m.bulk)
         if clash := self._clash(m):
             raise errors.NodeNameInUse(clash)
         if self._last_node >= constants.NODES_MAX:

@@ -29,7 +29,6 @@ KERNEL_MIN: Final = (6, 8)
 """What is used had come by 6.6; nobody runs the tests on anything older than 6.8."""
 PYTHON_MIN: Final = (3, 11)
 PACKAGES: Final[Mapping[str, tuple[str, tuple[int, ...]]]] = {
-    "pyzmq": ("zmq", (26, 4)),
     "msgpack": ("msgpack", (1, 0, 5)),
     "numpy": ("numpy", (1, 25)),
 }

@@ -1,9 +1,9 @@
-"""Messages between services, over TCP sockets of our own.
+"""Messages and pages between services, over TCP sockets of our own.
 
-What somebody waits for goes this way, and everything that must keep its order with it. ZeroMQ, which carries page data
-in bulk (:mod:`dsm.transport`), hands a message from the thread that sends it to a thread that writes it, and at the
-other end from a thread that reads it to the one that waits: two wake-ups more a hop, and a fault has three hops
-(docs/performance.md has the figures). Here the thread that has something to say writes it.
+A message library with threads of its own (ZeroMQ, with which dsm began) hands a message from the thread that sends it
+to one that writes it, and at the other end from one that reads it to the one that waits: two wake-ups more a hop, and a
+fault has three hops; and what was under way when a connection broke is lost. docs/performance.md has the figures. Here
+the thread that has something to say writes it, and :mod:`dsm.session` sees to it that it arrives.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from typing import Any, Final
 
 from dsm import wire
 from dsm.address import check_address, host_of, port_of
-from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, LEASE_S
+from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES, LEASE_S
 from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
 _BUFFER_BYTES: Final = 64 << 10
+"""What is read from a connection at once, at most, and so what others wait for in a turn."""
+_BULK_BYTES: Final = 2 * FRAME_BYTES
+"""What the kernel keeps of bulk that is to be sent: little, since nothing can overtake it there, but enough to keep the
+connection busy."""
+_UNREAD_BYTES: Final = 4 * FRAME_BYTES
+"""What the kernel keeps of a connection until it is read: no more, for the same reason."""
 _TURN_MESSAGES: Final = 16
 """Messages of one connection that are handled in a turn: a flood costs the others no more than that."""
 _ADRIFT_MAX: Final = 1024
@@ -79,6 +85,11 @@ class Link:
     @property
     def connected(self) -> bool:
         return self._socket is not None
+
+    @property
+    def idle(self) -> bool:
+        """Would a message go out at once?"""
+        return self._socket is not None and not self._unsent
 
     @property
     def unread_bytes(self) -> int:
@@ -287,16 +298,23 @@ class Caller(Link):
     """The end of a conversation that makes the connections, to a listener at ``address``. Raises
     :class:`InvalidArgument` if nobody can be there.
 
-    ``error``: why the conversation is over, if it is.
+    ``bulk``: what is sent waits here rather than in the kernel. ``error``: why the conversation is over, if it is.
     """
 
-    __slots__ = ("_address", "_family", "_greeting", "_known", "error")
+    __slots__ = ("_address", "_bulk", "_family", "_greeting", "_known", "error")
 
     def __init__(
-        self, poller: Poller, address: str, deliver: Deliver, broken: Callable[[Link, Exception | None], None]
+        self,
+        poller: Poller,
+        address: str,
+        deliver: Deliver,
+        broken: Callable[[Link, Exception | None], None],
+        *,
+        bulk: bool = False,
     ) -> None:
         super().__init__(poller, os.urandom(16), deliver, broken)
         self._family, self._address = _resolve(address)
+        self._bulk = bulk
         self._greeting: _Greeting | None = None
         self._known = False
         self.error: Exception | None = None
@@ -315,6 +333,8 @@ class Caller(Link):
                     raise
                 return
             _tune(sock)
+            if self._bulk:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
             if sock.connect_ex(self._address) in (0, errno.EINPROGRESS):
                 self._greeting = _Greeting(self._poller, sock, self._greeted, self.hello(self._known))
             else:
@@ -483,6 +503,7 @@ def _bind(address: str) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UNREAD_BYTES)
             sock.bind(where)
             sock.listen(socket.SOMAXCONN)
         except BaseException:

@@ -192,11 +192,8 @@ class Ack(NamedTuple):
 
 
 class Join(NamedTuple):
-    """``address`` is where the sender listens for messages of its peers, ``bulk`` for page data in bulk."""
-
     name: Name
     address: Name
-    bulk: Name
 
 
 class Welcome(NamedTuple):
@@ -209,7 +206,6 @@ class Member(NamedTuple):
     node: U16
     name: Name
     address: Name
-    bulk: Name
 
 
 class MemberLeft(NamedTuple):

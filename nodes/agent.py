@@ -1,4 +1,4 @@
-"""The node agent: one thread, one loop over ZeroMQ, userfaultfds and the Unix socket, around the pager."""
+"""The node agent: one thread, one loop over TCP connections, userfaultfds and the Unix socket, around the pager."""
 
 from __future__ import annotations
 
@@ -115,7 +115,6 @@ class Agent:
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
         links.start(self._from_directory, self._from_peer, self._fence)
-        links.watch_bulk(self._from_bulk)
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )
@@ -151,8 +150,6 @@ class Agent:
             self._heartbeat(now)
         pager = self.pager
         links = self.links
-        if pager.bulk_waits:
-            links.watch_room(pager.bulk.requesters())
         waits = links.waits
         self._poller.wait(0 if pager.bulk and not pager.bulk_waits else self._next_heartbeat_s - now)
         if waits:  # a turn long
@@ -183,13 +180,6 @@ class Agent:
             return
         staging.buffer[:length] = payload
         self._peer_said(data, length)
-
-    def _from_bulk(self) -> bool:
-        """Take one message of the bulk inbox. False if there is none."""
-        received = self.links.receive_bulk(self._staging.buffer)
-        if received is not None:
-            self._peer_said(*received)
-        return received is not None
 
     def _peer_said(self, data: bytes | memoryview, length: int) -> None:
         """A message of a peer has come, with ``length`` bytes of page data in the staging."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
-from dsm import constants, errors, route, stream, transport, wire
+from dsm import constants, errors, route, stream, wire
 from dsm.poller import Poller
 from dsm.stream import Caller, Link, Listener
 from nodes.outgoing import Outgoing
@@ -18,23 +16,20 @@ class Links:
     def __init__(self, poller: Poller, directory: str, listen: str, name: str) -> None:
         self.directory_address = directory
         self._poller = poller
-        self._context = transport.context()
-        self._members: dict[int, tuple[str, str]] = {}  # addresses by node id: for messages, for bulk
+        self._members: dict[int, str] = {}  # addresses by node id
         self._outgoing = Outgoing()
         self._callers: dict[int, Caller] = {}  # by node id; the directory is 0
-        self._bulk: dict[int, transport.Socket] = {}
-        self._watched: set[int] = set()  # nodes whose bulk connection takes nothing now
+        self._bulk: dict[int, Caller] = {}
         self._early: list[bytes] = []  # what the directory has said before start
         self._deliver: Callable[[bytes | memoryview], None] = lambda data: self._early.append(bytes(data))
         self._lost: Callable[[str], None] = lambda why: None
         self._listener = Listener(poller, listen)
         try:
-            self.inbox, bulk = transport.inbox(self._context, listen)
-            self.address, bulk = (route.reachable(bound, directory) for bound in (self._listener.address, bulk))
+            self.address = route.reachable(self._listener.address, directory)
             route.check_reachable(self.address, directory)
             caller = Caller(poller, directory, lambda _, data, __: self._deliver(data), self._broken)
             self._callers[wire.DIRECTORY] = caller
-            self.node = self._join(caller, wire.Join(name, self.address, bulk))
+            self.node = self._join(caller, wire.Join(name, self.address))
         except BaseException:
             self._close()
             raise
@@ -73,7 +68,7 @@ class Links:
     def look_after(self) -> None:
         """To be called now and then: makes connections that are missing."""
         self._listener.look_after()
-        for caller in self._callers.values():
+        for caller in (*self._callers.values(), *self._bulk.values()):
             caller.look_after()
 
     def _broken(self, link: Link, error: Exception | None) -> None:
@@ -88,29 +83,25 @@ class Links:
 
     def _close(self) -> None:
         self._listener.close()
-        for caller in self._callers.values():
+        for caller in (*self._callers.values(), *self._bulk.values()):
             caller.close()
-        self._context.destroy(linger=0)
 
     def member(self, m: wire.Member) -> None:
         """A peer is there; it is connected to when something is first sent to it."""
-        self._members[m.node] = m.address, m.bulk
+        self._members[m.node] = m.address
 
     def member_left(self, node: int) -> None:
         """A peer has gone; what is still to be sent to it goes nowhere."""
         self._members.pop(node, None)
-        caller = self._callers.pop(node, None)
-        if caller is not None:
-            caller.close()
-        self._unwatch(node)
-        socket = self._bulk.pop(node, None)
-        if socket is not None:
-            socket.close()
+        for callers in (self._callers, self._bulk):
+            caller = callers.pop(node, None)
+            if caller is not None:
+                caller.close()
 
     def send(self, to: int, message: wire.Message) -> None:
         """A message to the directory (0) or to a peer."""
         if to:
-            caller = self._callers.get(to) or self._caller(to)
+            caller = self._callers.get(to) or self._caller(self._callers, to)
             if caller is not None:
                 caller.send(wire.encode(message))
         else:
@@ -131,70 +122,22 @@ class Links:
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""
-        if bulk:
-            socket = self._bulk.get(to) or self._outbox(to)
-            if socket is not None:
-                transport.send_with_payload(socket, wire.encode(message), payload)
-            return
-        caller = self._callers.get(to) or self._caller(to)
+        callers = self._bulk if bulk else self._callers
+        caller = callers.get(to) or self._caller(callers, to)
         if caller is not None:
             caller.send(wire.encode(message), payload)
 
     def takes_bulk(self, node: int) -> bool:
         """Can page data be sent to a peer's bulk connection at once? What goes nowhere can."""
-        socket = self._bulk.get(node) or self._outbox(node)
-        return socket is None or transport.is_writable(socket)
+        caller = self._bulk.get(node) or self._caller(self._bulk, node)
+        return caller is None or caller.idle
 
-    def watch_room(self, nodes: Iterable[int]) -> None:
-        """Wake up when one of these nodes may take more page data, at least once: :meth:`takes_bulk` tells."""
-        for node in nodes:
-            if node in self._bulk and node not in self._watched:
-                self._watched.add(node)
-                self._poller.watch(transport.descriptor(self._bulk[node]), partial(self._unwatch, node))
-
-    def _unwatch(self, node: int, _: int = 0) -> None:
-        if node in self._watched:
-            self._watched.discard(node)
-            self._poller.unwatch(transport.descriptor(self._bulk[node]))
-
-    def watch_bulk(self, receive: Callable[[], bool]) -> None:
-        """Call ``receive``, which calls :meth:`receive_bulk`, once a turn while there is something to receive.
-
-        The descriptor of a ZeroMQ socket tells of it once only: whoever was told asks until there is nothing.
-        """
-        asking = False
-
-        def take() -> None:
-            nonlocal asking
-            asking = receive()
-            if asking:
-                self._poller.soon(take)
-
-        def woken(_: int) -> None:
-            if not asking:
-                take()
-
-        self._poller.watch(transport.descriptor(self.inbox), woken)
-        take()
-
-    def _caller(self, to: int) -> Caller | None:
-        addresses = self._members.get(to)
-        if addresses is None:  # it has just left
+    def _caller(self, callers: dict[int, Caller], to: int) -> Caller | None:
+        address = self._members.get(to)
+        if address is None:  # it has just left
             return None
-        self._callers[to] = caller = Caller(self._poller, addresses[0], _deliver_nothing, self._broken)
+        callers[to] = caller = Caller(self._poller, address, _deliver_nothing, self._broken, bulk=callers is self._bulk)
         return caller
-
-    def _outbox(self, to: int) -> transport.Socket | None:
-        addresses = self._members.get(to)
-        if addresses is None:
-            return None
-        self._bulk[to] = socket = transport.outbox(self._context, addresses[1])
-        return socket
-
-    def receive_bulk(self, buffer: Any) -> tuple[bytes, int] | None:
-        """One message of a peer's bulk, its page data in ``buffer``, and how many bytes these are; None if there is
-        none now."""
-        return transport.receive_with_payload(self.inbox, buffer)
 
 
 def _deliver_nothing(link: Link, data: memoryview, payload: memoryview) -> None:

@@ -9,12 +9,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-import zmq
 from mutation import Mutator
 from noise import strange_head, strange_opening
 from report import Outcome, measured, rss_kib
 
-from dsm import constants, local, transport, wire
+from dsm import constants, local, wire
 from dsm.errors import DsmError
 from dsm.poller import Poller
 from dsm.session import HEAD, Session
@@ -87,45 +86,6 @@ def receive_local(seed: int, count: int) -> Outcome:
                 outcome.accepted += 1
         assert _descriptors() == before
     return outcome
-
-
-def _frames(mutator: Mutator) -> list[bytes]:
-    plan = mutator.plan
-    some = [mutator.damaged() for _ in range(plan.choice((1, 1, 1, 2, 2, 2, 3, 4, 9)))]
-    if plan.random() < 0.2:
-        some[plan.randrange(len(some))] = bytes(plan.choice((0, 0, 1, 4095, 4096, 65536, 65537)))
-    return some
-
-
-def receive_with_payload(seed: int, count: int) -> Outcome:
-    """``transport.receive_with_payload``: whatever frames come, all of them are read, in order and in pairs."""
-    mutator = Mutator(seed)
-    buffer = bytearray(constants.FRAME_BYTES)
-    with transport.context() as context, measured("transport: PULL frames", rss_kib) as outcome:
-        inbox, address = transport.inbox(context, "tcp://127.0.0.1:*")
-        outbox = context.socket(zmq.PUSH)
-        outbox.sndhwm = 0  # the inbox is not read before a batch is sent
-        outbox.connect(address)
-        with inbox, outbox:
-            while outcome.messages < count:
-                sent = [_frames(mutator) for _ in range(_BATCH)]
-                for frames in sent:
-                    outbox.send_multipart(frames)
-                for frames in sent:
-                    for at in range(0, len(frames), 2):
-                        data, length = _received(inbox, buffer)
-                        payload = b"".join(frames[at + 1 : at + 2])
-                        assert (data, length) == (frames[at], len(payload))
-                        assert buffer[:length] == payload[: len(buffer)]
-                        _count(outcome, data)
-                outcome.messages = outcome.accepted + outcome.refused
-    return outcome
-
-
-def _received(inbox: transport.Socket, buffer: bytearray) -> tuple[bytes, int]:
-    while (received := transport.receive_with_payload(inbox, buffer)) is None:
-        assert inbox.poll(10_000), "a message was lost"
-    return received
 
 
 # --- the frames of a stream -----------------------------------------------------------------------------------------
@@ -261,4 +221,4 @@ def _count(outcome: Outcome, data: bytes) -> None:
         outcome.refused += 1
 
 
-TARGETS = (decode, receive_local, receive_with_payload, frames, connections)
+TARGETS = (decode, receive_local, frames, connections)

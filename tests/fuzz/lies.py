@@ -296,7 +296,7 @@ class _Service:
         self.tickets = 0
         self._came: dict[bytes, list[wire.Message]] = {identity: [] for identity in _HONEST}
         for number, identity in enumerate(_HONEST):
-            self.tell(identity, wire.Join(f"honest{number}", f"tcp://127.0.0.1:{7000 + number}", f"tcp://127.0.0.1:{8000 + number}"))
+            self.tell(identity, wire.Join(f"honest{number}", f"tcp://127.0.0.1:{7000 + number}"))
             assert self.take(identity) == [wire.Welcome(number + 1)]
         opened = [self.ask(identity, wire.Open, "grid", _HONEST_PAGES * 4096, 4096, 0, {}) for identity in _HONEST]
         self.region = opened[0][1]
@@ -373,12 +373,9 @@ def _to_service(mutator: Mutator, service: _Service) -> None:
         message = message._replace(name=plan.choice(("evil0", "evil1")))  # type: ignore[attr-defined]
     message = _small(mutator, message, parties=4)
     if isinstance(message, wire.Join) and (identity == b"stranger" or plan.random() < 0.9):
-        which = plan.choice(("address", "bulk"))  # the other may be right
-        fields = {name: _ADDRESSES.get(identity, "tcp://127.0.0.1:7") for name in ("address", "bulk")}
-        fields[which] = plan.choice(["nonsense", "tcp://a:1", "tcp://127.0.0.1:0", "tcp://[::1:5"])
-        message = message._replace(**fields)
+        message = message._replace(address=plan.choice(["nonsense", "tcp://a:1", "tcp://127.0.0.1:0", "tcp://[::1:5"]))
     elif isinstance(message, wire.Join):
-        message = wire.Join(f"liar{identity!r}", _ADDRESSES[identity], _ADDRESSES[identity])
+        message = wire.Join(f"liar{identity!r}", _ADDRESSES[identity])
     elif isinstance(message, wire.Request) and message.region == service.region:
         message = message._replace(count=0)  # any member may ask for any page: not a lie
     elif isinstance(message, wire.Close | wire.Keep) and plan.random() < 0.5:
@@ -392,7 +389,7 @@ def all_doors_of_the_directory(seed: int, count: int) -> Outcome:
     def play(seed: int, lies: int, outcome: Outcome) -> None:
         mutator, service = Mutator(seed), _Service()
         for identity in _LIARS[:2]:
-            service.tell(identity, wire.Join(f"liar{identity!r}", _ADDRESSES[identity], _ADDRESSES[identity]))
+            service.tell(identity, wire.Join(f"liar{identity!r}", _ADDRESSES[identity]))
         for number in range(lies):
             before = inside.rejected(service.directory)
             _to_service(mutator, service)

@@ -19,9 +19,9 @@ from cluster import LIMIT_S, Cluster, descriptors, until
 from mutation import Mutator
 from noise import Probe, strange_head, strange_opening
 from report import Outcome, measured, rss_kib
-from talker import Talker, bulk_addresses, connect, is_closed
+from talker import Talker, connect, is_closed
 
-from dsm import constants, local, transport, wire
+from dsm import constants, local, wire
 from dsm.errors import DsmError
 from dsm.session import HELLO, Session
 
@@ -172,7 +172,7 @@ def member(battle: Battle, seed: int, count: int) -> Outcome:
         def portion(some: int) -> None:
             before = battle.refused_by_directory()
             with Talker(battle.cluster.directory.address) as talker:
-                talker.tell(wire.Join("liar", "tcp://127.0.0.1:1", "tcp://127.0.0.1:1"))
+                talker.tell(wire.Join("liar", "tcp://127.0.0.1:1"))
                 for number in range(some):
                     talker.send(_of_a_member(mutator, 8, probe))
                     if number % _IN_FLIGHT == 0:
@@ -232,41 +232,6 @@ def peer(battle: Battle, seed: int, count: int) -> Outcome:
             outcome.refused += some
 
         battle.fight(count, portion)
-    return outcome
-
-
-def _frames_of_a_peer(mutator: Mutator) -> list[bytes]:
-    plan = mutator.plan
-    if plan.random() < 0.3:
-        frames = [mutator.damaged() for _ in range(plan.choice((1, 1, 2, 3, 4)))]
-    else:
-        frames = [_of_a_peer(mutator)]
-    if plan.random() < 0.4:
-        frames.append(_pages(plan))
-    return frames
-
-
-def bulk(battle: Battle, seed: int, count: int) -> Outcome:
-    """The same, in frames of ZeroMQ, from whoever finds the inbox for bulk."""
-    mutator = Mutator(seed)
-    address = bulk_addresses(battle.cluster)[0]
-    with transport.context() as context, measured("node, bulk", battle.rss(0)) as outcome:
-        sock = transport.outbox(context, address)  # takes no more than the node reads
-        sock.linger = int(LIMIT_S * 1000)
-
-        def portion(some: int) -> None:
-            before = battle.refused_by_node(0)
-            expected = 0
-            for _ in range(some):
-                frames = _frames_of_a_peer(mutator)
-                expected += (len(frames) + 1) // 2
-                sock.send_multipart(frames)
-            until(lambda: battle.refused_by_node(0) - before >= expected, "all of it to be counted")
-            assert battle.refused_by_node(0) - before == expected
-            outcome.refused += expected
-
-        with sock:
-            battle.fight(count, portion)
     return outcome
 
 
@@ -432,34 +397,7 @@ def connections(battle: Battle, seed: int, count: int) -> Outcome:
     return outcome
 
 
-def raw(battle: Battle, seed: int, count: int) -> Outcome:
-    """Bytes on the ports for bulk: noise, half greetings, connections closed at once."""
-    plan = random.Random(seed)
-    greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + bytes(48)
-    ports = bulk_addresses(battle.cluster)
-    with measured("nodes, bulk, no ZeroMQ", battle.rss(0)) as outcome:
-
-        def portion(some: int) -> None:
-            for _ in range(some):
-                start = plan.choice((b"", greeting[: plan.randrange(64)], greeting, b"GET / HTTP/1.1\r\n\r\n"))
-                with connect(plan.choice(ports)) as sock, contextlib.suppress(OSError):
-                    sock.sendall(start + plan.randbytes(plan.choice((0, 10, 300, 5000))))
-            outcome.refused += some
-
-        battle.fight(count, portion)
-    return outcome
-
-
-TARGETS: Final = {
-    stranger: 1.0,
-    member: 0.5,
-    peer: 0.5,
-    bulk: 0.5,
-    application: 0.1,
-    conversation: 0.1,
-    connections: 0.01,
-    raw: 0.01,
-}
+TARGETS: Final = {stranger: 1.0, member: 0.5, peer: 0.5, application: 0.1, conversation: 0.1, connections: 0.01}
 """How many messages each gets of what is asked for: a connection for each of them takes longer."""
 
 __all__ = ["TARGETS", "Battle"]

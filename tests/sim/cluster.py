@@ -107,9 +107,7 @@ class SimulatedCluster:
     def _join(self, tell: Callable[[list[tuple[bytes, wire.Message]]], None]) -> Host:
         new = len(self.hosts) + 1
         out = self.directory.machine.step(
-            identity(new),
-            wire.Join(f"n{new}", f"tcp://10.0.0.1:{new}", f"tcp://10.0.0.2:{new}"),
-            self.world.now / S,
+            identity(new), wire.Join(f"n{new}", f"tcp://10.0.0.1:{new}"), self.world.now / S
         )
         welcome = out.pop(0)[1]
         if welcome != wire.Welcome(new):

@@ -114,7 +114,7 @@ def lawless(plan: random.Random) -> list[wire.Message]:
         wire.Ack(1, 0xFFFFFFF0, 0, 0xFFFF),
         wire.Ack(99, 1, far, 1),
         wire.Welcome(1),
-        wire.Member(2, "node1", "nonsense", "nonsense"),
+        wire.Member(2, "node1", "nonsense"),
         wire.MemberLeft(1, "because"),
         wire.Heartbeat(1),
         wire.Leave(),

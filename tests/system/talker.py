@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import Any, Final, Self
 
-from cluster import LIMIT_S, Cluster, until
+from cluster import LIMIT_S
 
 from dsm import launch, wire
 from dsm.address import host_of, port_of
@@ -155,20 +155,3 @@ class Service:
             message = wire.decode(data)
             if isinstance(message, kind):
                 return link, message
-
-
-def bulk_addresses(cluster: Cluster) -> list[str]:
-    """Where the nodes listen for page data in bulk: a member is told."""
-    with Talker(cluster.directory.address) as spy:
-        spy.tell(wire.Join("spy", "tcp://127.0.0.1:1", "tcp://127.0.0.1:1"))
-        number = spy.hear(wire.Welcome).node
-        found = [spy.hear(wire.Member).bulk for _ in cluster.nodes]
-        spy.tell(wire.Leave())
-        spy.flush()
-    nodes = range(len(cluster.nodes))
-    until(lambda: all(number not in _members(cluster, node) for node in nodes), "the end of its membership")
-    return found
-
-
-def _members(cluster: Cluster, node: int) -> list[int]:
-    return [member["id"] for member in cluster.status(node)["cluster"]["nodes"]]

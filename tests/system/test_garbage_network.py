@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterable
 
 import pytest
-import zmq
 from cluster import LIMIT_S, Cluster, descriptors, until
 from noise import SEED, Probe, lawless, random_messages, strange_head, strange_opening
-from talker import Talker, bulk_addresses, connect, is_closed
+from talker import Talker, connect, is_closed
 
-from dsm import constants, transport, wire
+from dsm import constants, wire
 from dsm.session import HEAD, Session
 
 Frames = Iterable[tuple[bytes, bytes]]
@@ -94,18 +93,17 @@ ADDRESSES = [
 def test_a_member_with_an_address_that_is_none(cluster: Cluster, probe: Probe) -> None:
     """It asks for a page of the others, who have to send it there."""
     for number, address in enumerate(ADDRESSES):
-        for bulk in (address, "tcp://127.0.0.1:1"):
-            with Talker(cluster.directory.address) as evil:
-                evil.tell(wire.Join(f"evil{number}", address, bulk))
-                if isinstance(evil.hear(), wire.Welcome):
-                    for page in (100 + number, 300 + number):  # nobody's
-                        evil.tell(wire.Request(1, page, page, 1, wire.READ, wire.FAULT))
-                    evil.tell(wire.Request(1, 5, 1, 1, wire.READ, wire.FAULT))  # the first page of the first probe
-                    evil.tell(wire.Leave())
-                    time.sleep(0.1)
-                evil.flush()
-            until(lambda: len(cluster.status()["cluster"]["nodes"]) == 2, "the end of its membership")
-            probe()
+        with Talker(cluster.directory.address) as evil:
+            evil.tell(wire.Join(f"evil{number}", address))
+            if isinstance(evil.hear(), wire.Welcome):
+                for page in (100 + number, 300 + number):  # nobody's
+                    evil.tell(wire.Request(1, page, page, 1, wire.READ, wire.FAULT))
+                evil.tell(wire.Request(1, 5, 1, 1, wire.READ, wire.FAULT))  # the first page of the first probe
+                evil.tell(wire.Leave())
+                time.sleep(0.1)
+            evil.flush()
+        until(lambda: len(cluster.status()["cluster"]["nodes"]) == 2, "the end of its membership")
+        probe()
 
 
 def inboxes(cluster: Cluster) -> list[str]:
@@ -124,20 +122,6 @@ def send_to_nodes(cluster: Cluster, sent: Frames) -> None:
         assert counted(cluster, number) == before + told
 
 
-def send_in_bulk(cluster: Cluster, sent: list[list[bytes]]) -> None:
-    """Multipart messages to the inbox of each node for bulk, and wait until each has counted one more."""
-    addresses = bulk_addresses(cluster)
-    with transport.context() as context:
-        for number, address in enumerate(addresses):
-            before = counted(cluster, number)
-            sock = transport.outbox(context, address)
-            sock.linger = 10_000
-            for frames in sent:
-                sock.send_multipart(frames)
-            sock.close()
-            until(lambda number=number, before=before: counted(cluster, number) > before, "the last of it")  # type: ignore[misc]
-
-
 def counted(cluster: Cluster, node: int) -> int:
     return sum(cluster.status(node)["node"]["counters"].values())
 
@@ -147,23 +131,12 @@ def test_noise_for_the_nodes(cluster: Cluster, probe: Probe) -> None:
     noise = random_messages(plan, 300)
     send_to_nodes(cluster, [(data, payload) for data in noise if data for payload in (b"", b"x")])
     probe()
-    send_in_bulk(cluster, [[data] for data in noise])
-    probe()
-    frames = [[plan.choice(noise) for _ in range(plan.randrange(2, 6))] for _ in range(50)]
-    send_in_bulk(cluster, [*frames, [b"x"] * 1000, [b""], [b"", b""]])
-    probe()
 
 
 def test_strangers_at_the_nodes(cluster: Cluster, probe: Probe) -> None:
     messages = [wire.encode(message) for message in lawless(random.Random(SEED))]
     payloads = [b"", b"x", bytes(4096), bytes(65536), bytes(65537), bytes(2 << 20)]
     send_to_nodes(cluster, [(data, payload) for data in messages for payload in payloads])
-    probe()
-    send_in_bulk(cluster, [[data] for data in messages])
-    probe()
-    send_in_bulk(cluster, [[data, payload] for data in messages for payload in payloads])
-    probe()
-    send_in_bulk(cluster, [[data, bytes(4096), data] for data in messages])
     probe()
 
 
@@ -220,26 +193,47 @@ def test_who_says_nothing_is_not_waited_for(cluster: Cluster, probe: Probe) -> N
 
 
 @pytest.mark.parametrize("which", ["directory", "node"])
-def test_more_connections_than_descriptors(cluster: Cluster, probe: Probe, which: str) -> None:
-    """Whoever is connected goes on; later others can connect again. Each connection that said nothing was counted."""
+@pytest.mark.parametrize("spare", [30, 1000])
+def test_very_many_who_say_nothing(cluster: Cluster, probe: Probe, which: str, spare: int) -> None:
+    """With few descriptors left or many: they make room for each other, and for whoever has something to say."""
     address, refused, pid = services(cluster)[which == "node"]
     before, kept = refused(), descriptors(pid)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (kept + 30, limits[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (kept + spare, limits[1]))
     probe.asks_for_the_status = False  # which needs a descriptor
-    held = [connect(address) for _ in range(500)]
-    until(lambda: descriptors(pid) >= kept + 30, "the descriptors to run out")
-    probe()
     with contextlib.ExitStack() as stack:
-        for sock in held:
-            stack.enter_context(sock)
-        probe()
+        held = [stack.enter_context(connect(address)) for _ in range(700)]
+        with Talker(address):
+            probe()
+        until(lambda: descriptors(pid) <= kept, "the others to be given up")  # by the service, of its own
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-    until(lambda: descriptors(pid) <= kept, "the connections to be closed")
     until(lambda: refused() >= before + len(held), "all of them to be counted")
     assert refused() == before + len(held)
     probe.asks_for_the_status = True
+    probe()
+
+
+@pytest.mark.parametrize("which", ["directory", "node"])
+def test_more_conversations_than_descriptors(cluster: Cluster, probe: Probe, which: str) -> None:
+    """Whoever is connected goes on; when some have gone, others can connect again."""
+    for _ in range(3):
+        probe()  # by now the nodes are connected
+    address, _, pid = services(cluster)[which == "node"]
+    kept = descriptors(pid)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (kept + 30, limits[1]))
+    probe.asks_for_the_status = False
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(connect(address)).sendall(Session(os.urandom(16)).hello(False))
+        until(lambda: descriptors(pid) >= kept + 30, "the descriptors to run out")
+        for _ in range(5):
+            probe()
+            time.sleep(0.3)  # the services look after their connections meanwhile
+    until(lambda: descriptors(pid) <= kept, "the connections to be closed")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     Talker(address).close()
+    probe.asks_for_the_status = True
     probe()
 
 
@@ -277,23 +271,6 @@ def memory_kib(pid: int) -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
-def test_what_is_not_even_zeromq(cluster: Cluster, probe: Probe) -> None:
-    plan = random.Random(SEED)
-    greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + bytes(48)
-    texts = [b"GET / HTTP/1.1\r\n\r\n", plan.randbytes(5000), greeting, greeting + plan.randbytes(500), b"\xff", b""]
-    for address in bulk_addresses(cluster):
-        held = [connect(address) for _ in texts]
-        for sock, text in zip(held, texts, strict=True):
-            with contextlib.suppress(ConnectionError):
-                sock.sendall(text)
-        probe()
-        for sock in held:
-            sock.close()
-        for _ in range(100):
-            connect(address).close()
-        probe()
-
-
 def test_a_message_larger_than_any(cluster: Cluster, probe: Probe) -> None:
     large = bytes(5 << 20)
     for address, refused, _ in services(cluster):
@@ -303,10 +280,4 @@ def test_a_message_larger_than_any(cluster: Cluster, probe: Probe) -> None:
                 talker.send(large)
             assert is_closed(talker.sock)
         until(lambda refused=refused, before=before: refused() == before + 1, "it to be counted")  # type: ignore[misc]
-        probe()
-    for address in bulk_addresses(cluster):
-        with transport.context() as context, context.socket(zmq.PUSH) as sock:
-            sock.linger = 2000
-            sock.connect(address)
-            sock.send(large)
         probe()
