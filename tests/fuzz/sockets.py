@@ -384,7 +384,7 @@ def connections(battle: Battle, seed: int, count: int) -> Outcome:
             before = refused()
             for _ in range(some):
                 with connect(plan.choice(addresses)) as sock:
-                    with contextlib.suppress(ConnectionError):  # it was closed before all of it had been said
+                    with contextlib.suppress(OSError):  # it was closed before all of it had been said
                         sock.sendall(_connection(plan))
                         sock.shutdown(socket.SHUT_WR)
                     assert is_closed(sock)

@@ -192,10 +192,16 @@ def test_who_says_nothing_is_not_waited_for(cluster: Cluster, probe: Probe) -> N
         probe()
 
 
+FEW = 4
+"""Connections that two nodes may yet make to each other."""
+
+
 @pytest.mark.parametrize("which", ["directory", "node"])
 @pytest.mark.parametrize("spare", [30, 1000])
 def test_very_many_who_say_nothing(cluster: Cluster, probe: Probe, which: str, spare: int) -> None:
     """With few descriptors left or many: they make room for each other, and for whoever has something to say."""
+    for _ in range(3):
+        probe()  # by now the nodes are connected
     address, refused, pid = services(cluster)[which == "node"]
     before, kept = refused(), descriptors(pid)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -205,7 +211,7 @@ def test_very_many_who_say_nothing(cluster: Cluster, probe: Probe, which: str, s
         held = [stack.enter_context(connect(address)) for _ in range(700)]
         with Talker(address):
             probe()
-        until(lambda: descriptors(pid) <= kept, "the others to be given up")  # by the service, of its own
+        until(lambda: descriptors(pid) <= kept + FEW, "the others to be given up")  # by the service, of its own
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     until(lambda: refused() >= before + len(held), "all of them to be counted")
     assert refused() == before + len(held)
@@ -230,7 +236,7 @@ def test_more_conversations_than_descriptors(cluster: Cluster, probe: Probe, whi
         for _ in range(5):
             probe()
             time.sleep(0.3)  # the services look after their connections meanwhile
-    until(lambda: descriptors(pid) <= kept, "the connections to be closed")
+    until(lambda: descriptors(pid) <= kept + FEW, "the connections to be closed")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     Talker(address).close()
     probe.asks_for_the_status = True
