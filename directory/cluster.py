@@ -48,12 +48,14 @@ class Cluster:
     """The cluster as its directory sees it; ``address``, for people to read, is where that listens.
 
     ``due_s``: when the next :meth:`tick` is due. ``news``: what became of members since its reader last cleared it.
+    ``connections_rejected``: on how many no conversation came about, which the shell counts.
     """
 
     def __init__(self, address: str, now: float, story: Story | None = None) -> None:
         self.address = address
         self.due_s = now
         self.news: list[str] = []
+        self.connections_rejected = 0
         self._pages = PageMachine(story)
         self._registry = Registry()
         self._sync = SyncMachine()
@@ -295,7 +297,7 @@ class Cluster:
         ]
         counters = {
             "transactions": self._pages.transactions,
-            "rejected": self._rejected + self._pages.rejected + self._sync.rejected,
+            "rejected": self.connections_rejected + self._rejected + self._pages.rejected + self._sync.rejected,
         }
         return {
             "directory": self.address,

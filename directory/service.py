@@ -52,6 +52,7 @@ class Directory:
     def _turn(self) -> None:
         cluster = self._cluster
         self._poller.wait(TICK_S)
+        cluster.connections_rejected = self._listener.rejected
         now = time.monotonic()
         if now >= cluster.due_s:
             self._send(cluster.tick(now))

@@ -19,7 +19,7 @@ from typing import Any, Final
 from dsm import wire
 from dsm.address import check_address, host_of, port_of
 from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES, LEASE_S
-from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, from_wire
+from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
@@ -34,7 +34,11 @@ _TURN_MESSAGES: Final = 16
 """Messages of one connection that are handled in a turn: a flood costs the others no more than that."""
 _ADRIFT_MAX: Final = 1024
 """Conversations without a connection that a listener remembers."""
+_GREETINGS_MAX: Final = 128
+"""Connections that have not said who they are: who has something to say does so at once."""
 _REDIAL_S: Final = 0.1
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""There is no descriptor or no memory for a connection now; later there may be."""
 
 Deliver = Callable[["Link", memoryview, memoryview], None]
 """Called with each message, and the page data that came with it; both are gone once it returns."""
@@ -77,6 +81,10 @@ class Link:
         self._buffer = memoryview(b"")
         self._start = self._end = 0  # what has come and was not delivered yet
         self._more = False  # messages are among it
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
 
     @property
     def idle(self) -> bool:
@@ -187,6 +195,8 @@ class Link:
     def _take(self) -> None:
         try:
             self._more = self._deliver_some()
+        except Violation:  # of this end: no fault of the connection
+            raise
         except ProtocolError as error:
             self._break(error)
         else:
@@ -225,15 +235,19 @@ class Link:
         return False
 
     def _make_room(self) -> None:
-        """What is left is the beginning of a frame: move it to the front, of a buffer that can hold all of it."""
+        """What is left is the beginning of a frame: move it to the front, of a buffer with room for more."""
         start, end = self._start, self._end
+        if start == end:  # the connection has gone meanwhile
+            return
         whole = HEAD.size
         if end - start >= whole:
             length, payload_length, _ = _head(self._buffer, start)
             if length > CONTROL_BYTES_MAX or payload_length > EXTENT_BYTES:
                 raise ProtocolError("a frame that is longer than any message")
             whole += length + payload_length
-        buffer = self._buffer if whole <= len(self._buffer) else memoryview(bytearray(whole))
+        buffer = self._buffer
+        if whole > len(buffer) and end - start > len(buffer) // 2:  # memory for what comes, not for what is announced
+            buffer = memoryview(bytearray(min(whole, 2 * len(buffer))))
         buffer[: end - start] = self._buffer[start:end]
         self._buffer = buffer
         self._start, self._end = 0, end - start
@@ -312,7 +326,12 @@ class Caller(Link):
             self._greeting.close()
             self._greeting = None
         if self._socket is None and self._greeting is None and self.error is None:
-            sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                return
             _tune(sock)
             if self._bulk:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
@@ -364,7 +383,7 @@ class Listener:
         self._deliver: Deliver
         self._keeps: Callable[[bytes], bool]
         self._adrift: dict[bytes, float] = {}  # since when, the oldest first
-        self._greetings: set[_Greeting] = set()
+        self._greetings: dict[_Greeting, None] = {}  # the oldest first
         self._socket = _bind(address)
         self._listens = False
         host, port = self._socket.getsockname()[:2]
@@ -389,9 +408,7 @@ class Listener:
         """To be called now and then: forgets who does not speak, and who does not come back."""
         now = time.monotonic()
         for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
-            self._greetings.discard(greeting)
-            self.rejected += 1
-            greeting.close()
+            self._give_up(greeting)
         for name in [n for n, since in self._adrift.items() if now - since > LEASE_S or not self._keeps(n)]:
             self._forget(name)
         self._listen()
@@ -407,17 +424,27 @@ class Listener:
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno not in _EXHAUSTED:
                 raise
-            self._listens = False  # until somebody has gone
-            self._poller.unwatch(self._socket.fileno())
+            if self._greetings:
+                self._give_up(next(iter(self._greetings)))
+            else:
+                self._listens = False  # until somebody has gone
+                self._poller.unwatch(self._socket.fileno())
             return
         sock.setblocking(False)
         _tune(sock)
-        self._greetings.add(_Greeting(self._poller, sock, self._greeted))
+        self._greetings[_Greeting(self._poller, sock, self._greeted)] = None
+        if len(self._greetings) > _GREETINGS_MAX:
+            self._give_up(next(iter(self._greetings)))
+
+    def _give_up(self, greeting: _Greeting) -> None:
+        del self._greetings[greeting]
+        self.rejected += 1
+        greeting.close()
 
     def _greeted(self, greeting: _Greeting, data: bytes) -> None:
-        self._greetings.discard(greeting)
+        del self._greetings[greeting]
         try:
             if not data:
                 raise ProtocolError("it was closed before a hello had come")
@@ -427,9 +454,12 @@ class Listener:
                 if known:  # it says so where a conversation was forgotten here
                     greeting.socket.send(Session(name).hello(False))
                     raise ProtocolError("a conversation that is not known here")
+                if received:
+                    raise ProtocolError("something was received in a conversation that has not begun")
                 link = self.links[name] = Link(self._poller, name, self._deliver, self._broken)
-            self._adrift.pop(name, None)
             link.adopt(greeting.socket, received, link.hello(True))
+            if link.connected:  # its connection may have broken at once
+                self._adrift.pop(name, None)
         except (ProtocolError, OSError):
             self.rejected += 1
             greeting.socket.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dsm import cli, doctor, errors, local, wire
+from dsm import cli, constants, doctor, errors, local, wire
 from dsm.cli.status import human
 from nodes import statistics
 
@@ -73,7 +73,7 @@ def test_help_lists_every_command(dsm: Dsm, capsys: pytest.CaptureFixture[str]) 
 
 def test_version_tells_the_protocol(dsm: Dsm, capsys: pytest.CaptureFixture[str]) -> None:
     assert dsm("--version") == 0
-    assert capsys.readouterr().out.endswith("(protocol 1)\n")
+    assert capsys.readouterr().out.endswith(f"(protocol {constants.PROTOCOL_VERSION})\n")
 
 
 def test_the_command_line_starts_without_tables_and_sockets() -> None:

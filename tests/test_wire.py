@@ -60,7 +60,7 @@ LAYOUT = """
     Hurry(region, generation, page, requester)
     Keep(region)
 """
-"""Version 1 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
+"""Version 2 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
 
 LIMITS: dict[Any, tuple[type, int, int]] = {
@@ -138,7 +138,7 @@ every_field = pytest.mark.parametrize(
 def test_kinds_and_fields_are_where_they_always_were() -> None:
     pinned = LAYOUT.split("\n")[1:-1]
     now = [f"    {cls.__name__}({', '.join(cls._fields)})" for cls in wire.MESSAGES]
-    assert constants.PROTOCOL_VERSION == 1
+    assert constants.PROTOCOL_VERSION == 2
     assert now[: len(pinned)] == pinned
 
 
@@ -152,9 +152,9 @@ def test_no_message_is_listed_twice() -> None:
 
 def test_bytes_on_the_wire() -> None:
     request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
-    assert wire.encode(request) == bytes.fromhex("98 01 00 03 07 cf0000010000000000 10 01 01")
-    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 01 15 05 a4") + b"grid"
-    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 01 25")
+    assert wire.encode(request) == bytes.fromhex("98 02 00 03 07 cf0000010000000000 10 01 01")
+    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 02 15 05 a4") + b"grid"
+    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 02 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
     assert (wire.FAULT, wire.GUESS, wire.PREFETCH) == (0, 1, 2)
 
@@ -269,7 +269,7 @@ def test_options_are_plain_data_that_any_code_can_compare_and_print(value: Any) 
 # --- what is no message --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("version", [0, 1, constants.PROTOCOL_VERSION + 1, -1, 2**32, 2**64 - 1])
 def test_another_version_is_refused_by_name_whatever_follows(version: int) -> None:
     for rest in ([0], ["?", {}, []], [len(wire.MESSAGES)]):
         with pytest.raises(VersionMismatch, match=re.escape(f"{version}, this side {constants.PROTOCOL_VERSION}")):

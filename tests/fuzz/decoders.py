@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from mutation import Mutator
+from noise import strange_head, strange_opening
 from report import Outcome, measured, rss_kib
 
-from dsm import constants, local, transport, wire
+from dsm import constants, local, wire
 from dsm.errors import DsmError
+from dsm.poller import Poller
+from dsm.session import HEAD, Session
+from dsm.stream import Listener
 
 _BATCH = 64
 """Messages that are on their way together: what waits in a socket's buffer must fit it."""
@@ -82,57 +88,128 @@ def receive_local(seed: int, count: int) -> Outcome:
     return outcome
 
 
-def _frames(mutator: Mutator) -> list[bytes]:
-    plan = mutator.plan
-    some = [mutator.damaged() for _ in range(plan.choice((1, 1, 1, 2, 2, 2, 3, 4, 9)))]
-    if plan.random() < 0.2:
-        some[plan.randrange(len(some))] = bytes(plan.choice((0, 0, 1, 4095, 4096, 65536, 65537)))
-    return some
+# --- the frames of a stream -----------------------------------------------------------------------------------------
 
 
-def receive_with_payload(seed: int, count: int) -> Outcome:
-    """``transport.receive_with_payload``: whatever frames come, all of them are read, in order and in pairs."""
+class _Hearer:
+    """A listener, what it has delivered, and connections to it whose bytes are the test's own."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.came: list[tuple[bytes, bytes]] = []
+        self.poller = stack.enter_context(Poller())
+        self.listener = Listener(self.poller, "tcp://127.0.0.1:*")
+        stack.callback(self.listener.close)
+        self.listener.start(lambda _, data, payload: self.came.append((bytes(data), bytes(payload))), lambda _: True)
+
+    def connect(self, plan: random.Random) -> socket.socket:
+        host, port = self.listener.address.removeprefix("tcp://").split(":")
+        source = f"127.0.0.{plan.randrange(2, 250)}"  # each has its own ports: a closed connection keeps one for long
+        sock = socket.create_connection((host, int(port)), source_address=(source, 0))
+        sock.setblocking(False)
+        return sock
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            self.poller.wait(0.01)
+            assert time.monotonic() < deadline, "something was lost"
+
+    def play(self, sock: socket.socket, data: bytes, plan: random.Random) -> None:
+        """Send all of this, in pieces of any size, and read what the listener says."""
+        view = memoryview(data)
+        while view:
+            with contextlib.suppress(BlockingIOError):
+                view = view[sock.send(view[: plan.choice((1, 7, 16, 17, 100, 4096, 1 << 20))]) :]
+            if plan.random() < 0.3:
+                self.poller.wait(0)
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(1 << 16)
+
+    def end(self, sock: socket.socket) -> None:
+        """Say no more, and wait until the listener has closed the connection."""
+
+        def is_closed() -> bool:
+            try:
+                while sock.recv(1 << 16):
+                    pass
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                pass
+            return True
+
+        with contextlib.suppress(OSError):  # it has been closed already
+            sock.shutdown(socket.SHUT_WR)
+        self.until(is_closed)
+        sock.close()
+
+
+def frames(seed: int, count: int) -> Outcome:
+    """``stream.Link``: whatever is in the frames of a connection, and however it is cut, all of it comes in order."""
     mutator = Mutator(seed)
-    buffer = bytearray(constants.FRAME_BYTES)
-    with transport.context() as context, measured("transport: PULL frames", rss_kib) as outcome:
-        inbox, address = transport.inbox(context, "tcp://127.0.0.1:*")
-        outbox = transport.outbox(context, address, bulk=False)
-        with inbox, outbox:
-            while outcome.messages < count:
-                sent = [_frames(mutator) for _ in range(_BATCH)]
-                for frames in sent:
-                    outbox.send_multipart(frames)
-                for frames in sent:
-                    for at in range(0, len(frames), 2):
-                        data, length = transport.receive_with_payload(inbox, buffer)
-                        payload = b"".join(frames[at + 1 : at + 2])
-                        assert (data, length) == (frames[at], len(payload))
-                        assert buffer[:length] == payload[: len(buffer)]
-                        _count(outcome, data)
-                outcome.messages = outcome.accepted + outcome.refused
+    plan = mutator.plan
+    with contextlib.ExitStack() as stack, measured("stream: frames", rss_kib) as outcome:
+        hearer = _Hearer(stack)
+        sock, session = stack.enter_context(hearer.connect(plan)), Session(plan.randbytes(16))
+        hearer.play(sock, session.hello(False), plan)
+        while outcome.messages < count:
+            sent = [
+                (mutator.damaged() or b"\0", bytes(plan.choice((0, 0, 0, 0, 1, 4096, 65536)))) for _ in range(_BATCH)
+            ]
+            sent[0] = sent[0][0], bytes(plan.choice((0, 0, 0, 0, 0, 0, 1 << 20, constants.EXTENT_BYTES)))
+            hearer.play(sock, b"".join([session.frame(*each) for each in sent]), plan)
+            session.kept.clear()
+            hearer.until(lambda: len(hearer.came) >= _BATCH)
+            assert hearer.came == sent
+            hearer.came.clear()
+            for data, _ in sent:
+                _count(outcome, data)
+            outcome.messages += _BATCH
+        assert hearer.listener.rejected == 0
     return outcome
 
 
-def receive_routed(seed: int, count: int) -> Outcome:
-    """``transport.receive_routed``: one frame is a message, several are none, and nothing is left of them."""
+def _stream(mutator: Mutator) -> tuple[bytes, int]:
+    """The bytes of a connection, most often with something wrong; and how many messages come before that, -1 if nothing
+    is wrong at all."""
+    plan = mutator.plan
+    hello, frames = Session(plan.randbytes(16)).hello(False), []
+    wrong = plan.random()
+    if wrong < 0.1:
+        return strange_opening(plan), 0
+    for _ in range(plan.choice((0, 1, 2, 15, 16, 17, 40))):
+        data = mutator.damaged() or b"\0"
+        frames.append(HEAD.pack(len(data), 0, 0) + data)
+    good = hello + b"".join(frames)
+    if wrong < 0.2:
+        return hello[: plan.randrange(len(hello))], 0
+    if wrong < 0.8:
+        return good + strange_head(plan) + plan.randbytes(plan.choice((0, 0, 10, 5000))), len(frames)
+    return good + (frames[-1][: plan.randrange(len(frames[-1]))] if frames else b""), -1  # cut, as connections are
+
+
+def connections(seed: int, count: int) -> Outcome:
+    """``stream.Listener``: what is before the damage is delivered, the damage ends its connection and is counted, and
+    no conversation stays that nobody can have."""
     mutator = Mutator(seed)
-    with transport.context() as context, measured("transport: ROUTER frames", rss_kib) as outcome:
-        router, address = transport.router(context, "tcp://127.0.0.1:*", 10_000)
-        dealer = transport.dealer(context, address)
-        with router, dealer:
-            while outcome.messages < count:
-                sent = [_frames(mutator) for _ in range(_BATCH)]
-                for frames in sent:
-                    dealer.send_multipart(frames)
-                for frames in sent:
-                    received = transport.receive_routed(router)
-                    assert received is not None
-                    assert received[1] == (frames[0] if len(frames) == 1 else None)
-                    if received[1] is None:
-                        outcome.refused += 1
-                    else:
-                        _count(outcome, received[1])
-                outcome.messages += len(sent)
+    plan = mutator.plan
+    with contextlib.ExitStack() as stack, measured("stream: connections", rss_kib) as outcome:
+        hearer = _Hearer(stack)
+        kept = _descriptors()
+        for _ in range(count):
+            data, whole = _stream(mutator)
+            rejected = hearer.listener.rejected
+            sock = hearer.connect(plan)
+            with contextlib.suppress(ConnectionError):  # it ends in the middle of the damage
+                hearer.play(sock, data, plan)
+            hearer.end(sock)
+            assert hearer.listener.rejected - rejected == (whole >= 0), data
+            assert whole < 0 or len(hearer.came) == whole
+            hearer.came.clear()
+            outcome.refused += whole >= 0
+            outcome.accepted += whole < 0
+            assert len(hearer.listener.links) <= 1024
+        assert _descriptors() == kept
     return outcome
 
 
@@ -144,4 +221,4 @@ def _count(outcome: Outcome, data: bytes) -> None:
         outcome.refused += 1
 
 
-TARGETS = (decode, receive_local, receive_with_payload, receive_routed)
+TARGETS = (decode, receive_local, frames, connections)

@@ -18,8 +18,8 @@ from report import Outcome, show
 IN_PROCESS: Final[dict[Callable[[int, int], Outcome], float]] = {
     decoders.decode: 1.0,
     decoders.receive_local: 0.3,
-    decoders.receive_with_payload: 0.2,
-    decoders.receive_routed: 0.2,
+    decoders.frames: 0.2,
+    decoders.connections: 0.05,
     lies.pages_of_the_directory: 0.25,
     lies.pages_of_the_directory_and_departure: 0.1,
     lies.nodes_and_a_peer: 0.1,

@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from cluster import LIMIT_S, Cluster, until
+from cluster import LIMIT_S, Cluster, descriptors, until
 from mutation import Mutator
-from noise import Probe
+from noise import Probe, strange_head, strange_opening
 from report import Outcome, measured, rss_kib
+from talker import Talker, connect, is_closed
 
-from dsm import constants, local, transport, wire
+from dsm import constants, local, wire
 from dsm.errors import DsmError
+from dsm.session import HELLO, Session
 
 PORTIONS: Final = 8
 _CAMPAIGN_S: Final = 3600.0
@@ -95,72 +97,56 @@ class Battle:
 # --- the directory --------------------------------------------------------------------------------------------------
 
 
-class _Talker:
-    """A connection to the directory whose answers are read, and thrown away but for that to a question."""
-
-    def __init__(self, context: transport.Context, address: str) -> None:
-        self.sock = transport.dealer(context, address)
-
-    def send(self, frames: list[bytes]) -> None:
-        self.sock.send_multipart(frames)
-
-    def wait(self) -> None:
-        """Until everything sent so far has been dealt with."""
-        self.sock.send(wire.encode(wire.Query(77, "nothing of that name", 0, 0, 0)))
-        while True:
-            assert self.sock.poll(int(LIMIT_S * 1000)), "the directory is silent"
-            answer = wire.decode(self.sock.recv())
-            if isinstance(answer, wire.Failure) and answer.ticket == 77:
-                return
-
-
-def _of_a_stranger(mutator: Mutator) -> list[bytes]:
-    """Frames of which nothing is a stranger's right: each message is refused."""
+def _of_a_stranger(mutator: Mutator) -> tuple[bytes, bytes]:
+    """A message, with page data or without, of which nothing is a stranger's right: it is refused."""
     plan = mutator.plan
     kind = plan.randrange(10)
     if kind == 0:
-        return [mutator.damaged() for _ in range(plan.choice((2, 2, 3, 7)))]
+        return mutator.damaged() or b"\0", bytes(plan.choice((1, 100, 4096, 65536)))  # the directory takes no pages
     if kind == 1:
         message = mutator.message()
         while isinstance(message, _ANSWERED):
             message = mutator.message()
-        return [wire.encode(message)]
-    return [mutator.garbage()]
+        return wire.encode(message), b""
+    return mutator.garbage() or b"\0", b""  # nothing at all is no message, but an acknowledgement
 
 
 _IN_FLIGHT: Final = 500
+_BREAKS: Final = 300
+"""A connection breaks after so many messages, with some of them under way: they are counted once all the same."""
 
 
 def stranger(battle: Battle, seed: int, count: int) -> Outcome:
     """Noise, damage and what only members may say, from who is no member."""
     mutator = Mutator(seed)
-    with transport.context() as context, measured("directory ROUTER, a stranger", battle.rss(-1)) as outcome:
-        talker = _Talker(context, battle.cluster.directory.address)
+    with (
+        measured("directory, a stranger", battle.rss(-1)) as outcome,
+        Talker(battle.cluster.directory.address) as talker,
+    ):
 
         def portion(some: int) -> None:
             before = battle.refused_by_directory()
             for number in range(some):
-                talker.send(_of_a_stranger(mutator))
+                talker.send(*_of_a_stranger(mutator))
                 if number % _IN_FLIGHT == 0:
-                    talker.wait()
-            talker.wait()
+                    talker.flush()
+            talker.flush()
             refused = battle.refused_by_directory() - before
             assert refused == some, f"{some} were sent, {refused} counted"
             outcome.refused += refused
 
-        with talker.sock:
-            battle.fight(count, portion)
+        battle.fight(count, portion)
     return outcome
 
 
 _EVIL: Final = ("evil0", "evil1", "evil2")
 
 
-def _of_a_member(mutator: Mutator, regions: int, probe: int) -> list[bytes]:
+def _of_a_member(mutator: Mutator, regions: int, probe: int) -> bytes:
     """Anything but what a member has a right to do to the region of the others, and what outlives its membership."""
     plan = mutator.plan
     if plan.random() < 0.2:
-        return [mutator.garbage()]
+        return mutator.garbage() or b"\0"
     message = mutator.message()
     fields = message._asdict()
     for name, values in (("region", regions + 2), ("generation", 50), ("start", 420), ("page", 420), ("ticket", 9)):
@@ -171,30 +157,32 @@ def _of_a_member(mutator: Mutator, regions: int, probe: int) -> list[bytes]:
     if isinstance(message, wire.Request) and message.region == probe:
         message = message._replace(op=plan.choice((wire.EVICT, 3, 255)))
     if isinstance(message, wire.Leave | wire.Keep | wire.Arrive):
-        return [wire.encode(wire.Done(probe, 1, 0, 1))]
+        return wire.encode(wire.Done(probe, 1, 0, 1))
     if isinstance(message, wire.BarrierReset):
         message = message._replace(broken=False)
-    return [wire.encode(message)]
+    return wire.encode(message)
 
 
 def member(battle: Battle, seed: int, count: int) -> Outcome:
     """A member says anything: claims, closes, hurries and keeps what is not its own, and floods."""
     mutator = Mutator(seed)
     probe = battle.cluster.status()["cluster"]["regions"][0]["id"]
-    with transport.context() as context, measured("directory ROUTER, a member", battle.rss(-1)) as outcome:
+    with measured("directory, a member", battle.rss(-1)) as outcome:
 
         def portion(some: int) -> None:
             before = battle.refused_by_directory()
-            talker = _Talker(context, battle.cluster.directory.address)
-            with talker.sock:
-                talker.send([wire.encode(wire.Join("liar", "tcp://127.0.0.1:1"))])
+            with Talker(battle.cluster.directory.address) as talker:
+                talker.tell(wire.Join("liar", "tcp://127.0.0.1:1"))
                 for number in range(some):
                     talker.send(_of_a_member(mutator, 8, probe))
                     if number % _IN_FLIGHT == 0:
-                        talker.wait()
-                talker.wait()
-                talker.send([wire.encode(wire.Leave())])
-                talker.wait()
+                        talker.flush()
+                    if number % _BREAKS == 99:
+                        talker.reset()
+                        talker.connect()
+                talker.flush()
+                talker.tell(wire.Leave())
+                talker.flush()
             until(lambda: len(battle.cluster.status()["cluster"]["nodes"]) == 2, "the end of its membership")
             refused = battle.refused_by_directory() - before
             assert 0 < refused <= some
@@ -205,47 +193,45 @@ def member(battle: Battle, seed: int, count: int) -> Outcome:
     return outcome
 
 
-# --- the inbox of a node --------------------------------------------------------------------------------------------
+# --- what a node hears from its peers -------------------------------------------------------------------------------
 
 
-def _of_a_peer(mutator: Mutator) -> list[bytes]:
+def _of_a_peer(mutator: Mutator) -> bytes:
     plan = mutator.plan
-    if plan.random() < 0.3:
-        frames = [mutator.damaged() for _ in range(plan.choice((1, 1, 2, 3, 4)))]
-    else:
-        message = mutator.message((wire.Data, wire.Ack)) if plan.random() < 0.8 else mutator.message()
-        for name, values in (("region", 3), ("start", 420), ("first", 420), ("count", 4), ("total", 4)):
-            if name in message._fields and plan.random() < 0.8:
-                message = message._replace(**{name: plan.randrange(values)})
-        frames = [wire.encode(message)]
-    if plan.random() < 0.4:
-        frames.append(bytes(plan.choice((0, 1, 4095, 4096, 4096, 4096, 4097, 8192, 65536, 65537))))
+    message = mutator.message((wire.Data, wire.Ack)) if plan.random() < 0.8 else mutator.message()
+    for name, values in (("region", 3), ("start", 420), ("first", 420), ("count", 4), ("total", 4)):
+        if name in message._fields and plan.random() < 0.8:
+            message = message._replace(**{name: plan.randrange(values)})
+    return wire.encode(message)
+
+
+def _pages(plan: random.Random) -> bytes:
     if plan.random() < 0.001:
-        frames.append(bytes(2 << 20))
-    return frames
+        return bytes(2 << 20)
+    return bytes(plan.choice((0, 1, 4095, 4096, 4096, 4096, 4097, 8192, 65536, 65537)))
 
 
 def peer(battle: Battle, seed: int, count: int) -> Outcome:
-    """Damage, page data and acknowledgements with and without frames, from whoever finds the inbox."""
+    """Damage, page data and acknowledgements with and without pages, from whoever finds where a node listens; the
+    connection breaks now and then."""
     mutator = Mutator(seed)
+    plan = mutator.plan
     address = battle.cluster.status()["node"]["address"]
-    with transport.context() as context, measured("node PULL, a peer", battle.rss(0)) as outcome:
-        sock = transport.outbox(context, address, bulk=True)  # takes no more than the node reads
-        sock.linger = int(LIMIT_S * 1000)
+    with measured("node, a peer", battle.rss(0)) as outcome, Talker(address) as talker:
 
         def portion(some: int) -> None:
             before = battle.refused_by_node(0)
-            expected = 0
-            for _ in range(some):
-                frames = _of_a_peer(mutator)
-                expected += (len(frames) + 1) // 2
-                sock.send_multipart(frames)
-            until(lambda: battle.refused_by_node(0) - before >= expected, "all of it to be counted")
-            assert battle.refused_by_node(0) - before == expected
-            outcome.refused += expected
+            for number in range(some):
+                data = (mutator.damaged() or b"\0") if plan.random() < 0.3 else _of_a_peer(mutator)
+                talker.send(data, _pages(plan) if plan.random() < 0.4 else b"")
+                if number % _BREAKS == 99:
+                    talker.reset()
+                    talker.connect()
+            until(lambda: battle.refused_by_node(0) - before >= some, "all of it to be counted")
+            assert battle.refused_by_node(0) - before == some
+            outcome.refused += some
 
-        with sock:
-            battle.fight(count, portion)
+        battle.fight(count, portion)
     return outcome
 
 
@@ -367,29 +353,51 @@ def _is_over(battle: Battle) -> bool:
     return not cluster["locks"] and [region["name"] for region in cluster["regions"]] == ["probe"]
 
 
-# --- what is not even ZeroMQ ----------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------------------------
 
 
-def raw(battle: Battle, seed: int, count: int) -> Outcome:
-    """Bytes on the TCP ports: noise, half greetings, connections closed at once."""
+def _connection(plan: random.Random) -> bytes:
+    """The bytes of a connection on which no conversation comes about, or one that comes to an end at once."""
+    hello = Session(plan.randbytes(16)).hello(False)
+    kind = plan.random()
+    if kind < 0.3:
+        return hello[: plan.randrange(HELLO.size)]
+    if kind < 0.6:
+        return strange_opening(plan)
+    return hello + strange_head(plan) + plan.randbytes(plan.choice((0, 10, 300, 5000)))
+
+
+def connections(battle: Battle, seed: int, count: int) -> Outcome:
+    """On the ports of the directory and of the nodes: noise, half and forgotten hellos, frames longer than any, more
+    acknowledged than was sent. Each ends its own connection, and is counted once."""
     plan = random.Random(seed)
-    greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + bytes(48)
-    ports = [battle.cluster.directory.address] + [battle.cluster.status(n)["node"]["address"] for n in range(2)]
-    with measured("TCP ports, no ZeroMQ", battle.rss(-1)) as outcome:
+    addresses = [battle.cluster.directory.address] + [battle.cluster.status(n)["node"]["address"] for n in range(2)]
+
+    def refused() -> int:
+        return battle.refused_by_directory() + sum(battle.refused_by_node(node) for node in range(2))
+
+    with measured("directory and nodes, connections", battle.rss(-1)) as outcome:
+        pids = [service.process.pid for service in battle.cluster.services()]
+        kept = {pid: descriptors(pid) for pid in pids}
 
         def portion(some: int) -> None:
+            before = refused()
             for _ in range(some):
-                host, port = plan.choice(ports).removeprefix("tcp://").rsplit(":", 1)
-                start = plan.choice((b"", greeting[: plan.randrange(64)], greeting, b"GET / HTTP/1.1\r\n\r\n"))
-                with socket.create_connection((host, int(port)), LIMIT_S) as sock, contextlib.suppress(OSError):
-                    sock.sendall(start + plan.randbytes(plan.choice((0, 10, 300, 5000))))
+                with connect(plan.choice(addresses)) as sock:
+                    with contextlib.suppress(OSError):  # it was closed before all of it had been said
+                        sock.sendall(_connection(plan))
+                        sock.shutdown(socket.SHUT_WR)
+                    assert is_closed(sock)
+            until(lambda: refused() - before >= some, "all of it to be counted")
+            assert refused() - before == some
             outcome.refused += some
 
         battle.fight(count, portion)
+        until(lambda: all(descriptors(pid) <= kept[pid] for pid in pids), "the services to close what came")
     return outcome
 
 
-TARGETS: Final = {stranger: 1.0, member: 0.5, peer: 0.5, application: 0.1, conversation: 0.1, raw: 0.01}
+TARGETS: Final = {stranger: 1.0, member: 0.5, peer: 0.5, application: 0.1, conversation: 0.1, connections: 0.01}
 """How many messages each gets of what is asked for: a connection for each of them takes longer."""
 
 __all__ = ["TARGETS", "Battle"]

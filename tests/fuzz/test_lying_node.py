@@ -6,19 +6,21 @@ What a member can do all the same, to pages that it takes part in, is written do
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import zmq
 from application import hear, say
-from cluster import LIMIT_S, Cluster, until
+from cluster import Cluster, until
 from noise import Probe
+from talker import Service, Talker
 
 import dsm
+from directory import service
 from directory.cluster import Cluster as Members
 from directory.machine import PageMachine
-from dsm import transport, wire
+from dsm import wire
 from nodes.effects import Install, Send
 from nodes.machine import NodeMachine
 
@@ -26,48 +28,24 @@ PAGE = 4096
 FAR = (1 << 63) - 1
 
 
-class Liar:
-    """A member of a real cluster, made by hand: its connection to the directory, its inbox, and ways to its peers."""
+NOWHERE = "tcp://127.0.0.1:1"
+
+
+class Liar(Talker):
+    """A member of a real cluster, made by hand: its connection to the directory, its peers' to it, ways to them."""
 
     def __init__(self, cluster: Cluster, stack: contextlib.ExitStack) -> None:
+        super().__init__(cluster.directory.address)
+        stack.enter_context(self)
         self.cluster = cluster
-        self._context = stack.enter_context(transport.context())
         self._stack = stack
-        self.inbox, self.address = transport.inbox(self._context, "tcp://127.0.0.1:*")
-        stack.enter_context(self.inbox)
-        self.directory = stack.enter_context(transport.dealer(self._context, cluster.directory.address))
-        self.tell(wire.Join("liar", self.address))
+        self.inbox = stack.enter_context(Service())
+        self.tell(wire.Join("liar", self.inbox.address))
         self.number = self.hear(wire.Welcome).node
 
-    def tell(self, *messages: wire.Message) -> None:
-        """Say something to the directory."""
-        for message in messages:
-            self.directory.send(wire.encode(message))
-
-    def hear(self, kind: type[Any]) -> Any:
-        """The next message of this kind from the directory; others are thrown away."""
-        while True:
-            assert self.directory.poll(int(LIMIT_S * 1000)), f"in vain waited for {kind.__name__}"
-            message = wire.decode(self.directory.recv())
-            if isinstance(message, kind):
-                return message
-
-    def ask(self, question: Any) -> Any:
-        """The answer of the directory."""
-        self.tell(question._replace(ticket=7))
-        while True:
-            answer = self.hear(wire.Failure | wire.Answer | wire.Opened)  # type: ignore[arg-type]
-            if answer.ticket == 7:
-                return answer
-
-    def flush(self) -> None:
-        """Wait until the directory has dealt with everything."""
-        self.ask(wire.Query(0, "nothing of that name", 0, 0, 0))
-
-    def to(self, node: int) -> transport.Socket:
-        """A way to the inbox of a node."""
-        address = self.cluster.status(node)["node"]["address"]
-        return self._stack.enter_context(transport.outbox(self._context, address, bulk=False))
+    def to(self, node: int) -> Talker:
+        """A way to a node, as its peers have one."""
+        return self._stack.enter_context(Talker(self.cluster.status(node)["node"]["address"]))
 
     def counted(self) -> int:
         """What the directory has refused."""
@@ -209,14 +187,15 @@ def test_an_owner_survives_a_peer_whose_address_leads_nowhere(cluster: Cluster, 
     for number, address in enumerate(
         ["tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://127.255.255.255:1", "tcp://127.0.0.9:65535"]
     ):
-        with transport.context() as context, transport.dealer(context, cluster.directory.address) as sock:
-            sock.send(wire.encode(wire.Join(f"evil{number}", address)))
-            assert sock.poll(int(LIMIT_S * 1000))
-            assert isinstance(wire.decode(sock.recv()), wire.Welcome)
+        with Talker(cluster.directory.address) as evil:
+            evil.tell(wire.Join(f"evil{number}", address))
+            evil.hear(wire.Welcome)
             out = cluster.status()["node"]["regions"]["probe"]["pages_out"]
-            sock.send(wire.encode(wire.Request(1, 1, 1, 1, wire.READ, wire.FAULT)))  # the first page of the first probe
+            evil.tell(wire.Request(1, 1, 1, 1, wire.READ, wire.FAULT))  # the first page of the first probe
             until(lambda out=out: cluster.status()["node"]["regions"]["probe"]["pages_out"] > out, "the answer")  # type: ignore[misc]
-            sock.send(wire.encode(wire.Leave()))
+            evil.tell(wire.Request(1, 2, 1, 50, wire.READ, wire.GUESS))  # in bulk
+            evil.tell(wire.Leave())
+            evil.flush()
         until(lambda: len(cluster.status()["cluster"]["nodes"]) == 2, "the end of its membership")
         probe()
 
@@ -251,22 +230,39 @@ def test_a_member_that_reads_nothing_is_none_for_long() -> None:
     assert identity == b"one" and isinstance(left, wire.MemberLeft) and left.node == 2
 
 
-def test_what_nobody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_UNSENT_MAX", 100)
-    with transport.context() as context:
-        router, address = transport.router(context, "tcp://127.0.0.1:*", 10_000)
-        with router, context.socket(zmq.DEALER) as deaf:
-            deaf.setsockopt(zmq.RCVHWM, 1)
-            deaf.setsockopt(zmq.RCVBUF, 4096)
-            deaf.connect(address)
-            deaf.send(b"hello")
-            received = transport.receive_routed(router)
-            assert received is not None
-            sent = 0
-            while transport.send_routed(router, received[0], bytes(10_000)):
-                sent += 1
-                assert sent < 100_000, "nothing is ever refused"
-            assert transport.send_routed(router, b"nobody", b"x"), "who is gone is no reason to be concerned"
+@pytest.mark.parametrize("is_member", [False, True])
+def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory keeps what a connection has not read up to a limit; a member that misses something is none any more,
+    and is told so when it speaks again."""
+    monkeypatch.setattr(service, "_UNREAD_BYTES_MAX", 100_000)
+    directory = service.Directory("tcp://127.0.0.1:*")
+    most: list[int] = []
+    serving = threading.Thread(target=directory.serve)
+    serving.start()
+    try:
+        with Talker(directory.address) as deaf, Talker(directory.address) as other:
+            if is_member:
+                deaf.tell(wire.Join("deaf", NOWHERE))
+                assert deaf.hear(wire.Welcome) == wire.Welcome(1)
+            asked = 2000
+            for _ in range(asked):
+                deaf.tell(wire.Query(1, "status", 0, 0, 0))
+                other.flush()  # the directory has gone on
+                most.append(max(link.unread_bytes for link in directory._links.values()))
+                if most[-1] > 100_000:
+                    break
+            assert 100_000 < most[-1] < 101_000
+            for _ in range(asked):
+                deaf.tell(wire.Query(1, "status", 0, 0, 0))
+            other.flush()
+            until(lambda: not directory._cluster._nodes, "the end of its membership")
+            assert max(link.unread_bytes for link in directory._links.values()) == most[-1]
+            if is_member:
+                deaf.tell(wire.Heartbeat(0))  # what was kept is read at last, then the end
+                assert deaf.hear(wire.Answer)
+    finally:
+        directory.stop()
+        serving.join()
 
 
 # --- to its peers ---------------------------------------------------------------------------------------------------
@@ -274,12 +270,11 @@ def test_what_nobody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_guesses_the_number_of_a_request(cluster: Cluster, probe: Probe, liar: Liar) -> None:
     """Page data and acknowledgements, in its own name and in that of others, for every page that is in use."""
-    sock, before, sent = liar.to(0), refused_by(cluster, 0), 0
+    peer, before, sent = liar.to(0), refused_by(cluster, 0), 0
     for generation in range(300):
         for page in (200 + generation % 50, generation % 50):
-            data = wire.encode(wire.Data(1, generation, page, 1, page, 1, 0))
-            transport.send_with_payload(sock, data, b"\xff" * PAGE)
-            sock.send(wire.encode(wire.Ack(1, generation, page, 1 + generation % 3)))
+            peer.send(wire.encode(wire.Data(1, generation, page, 1, page, 1, 0)), b"\xff" * PAGE)
+            peer.tell(wire.Ack(1, generation, page, 1 + generation % 3))
             sent += 2
         if generation % 30 == 0:
             probe()
@@ -310,9 +305,9 @@ class Owner(Liar):
         grant = self.hear(wire.Grant)
         assert (grant.start, grant.zero) == (page, True)
 
-    def answer(self, sock: transport.Socket, fetch: wire.Fetch, value: int, **lie: int) -> None:
+    def answer(self, sock: Talker, fetch: wire.Fetch, value: int, **lie: int) -> None:
         data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, fetch.start, fetch.count, fetch.acks)
-        transport.send_with_payload(sock, wire.encode(data._replace(**lie)), page_of(value))
+        sock.send(wire.encode(data._replace(**lie)), page_of(value))
 
 
 def test_an_answer_of_an_old_generation_or_for_other_pages_is_dropped(cluster: Cluster) -> None:
@@ -337,14 +332,13 @@ def test_an_answer_of_an_old_generation_or_for_other_pages_is_dropped(cluster: C
             liar.answer(sock, fetch, 666, **lie)
         liar.answer(sock, fetch, 41)
         liar.answer(sock, fetch, 666)  # twice
-        sock.send(wire.encode(wire.Ack(region, fetch.generation, 9, liar.number)))  # nobody is owed one
+        sock.tell(wire.Ack(region, fetch.generation, 9, liar.number))  # nobody is owed one
         assert child.hear() == 41
         until(lambda: refused_by(cluster, 0) == before + 9, "each lie to be counted once")
         # The page is written by its owner again, and the old answer comes again while the next one is awaited.
         liar.tell(wire.Request(region, 2, 9, 1, wire.WRITE, wire.FAULT))
         assert liar.hear(wire.Grant).acks == 1
-        _, length = transport.receive_with_payload(liar.inbox, bytearray(PAGE))
-        assert length == 0  # the acknowledgement
+        liar.inbox.hear(wire.Ack)
         liar.tell(wire.Done(region, 2, 9, 1))
         child.tell()
         again = liar.hear(wire.Fetch)

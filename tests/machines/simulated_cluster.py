@@ -7,7 +7,7 @@ What the shells do is done here to plain dicts, with the same meaning:
   hardware would. A hole keeps the protection that it had (markers survive the punch), and so does a page that is
   filled by ``pwrite``.
 - *Network.* Every pair has ordered channels: one between a node and the directory, two from node to node (urgent and
-  bulk, as dsm/transport.py has them). Between channels there is no order.
+  bulk, as nodes/links.py has them). Between channels there is no order.
 - *Time.* A hold is over when somebody says so.
 
 A page's contents are one integer, different for every store: a stale copy can be told from the right one.

@@ -276,7 +276,7 @@ def _under_way(node: Node, how: Configuration) -> Iterator[Event]:
                 yield ("fault", a, t)
     if node.holds and not (how.patient and node.holds[0] in retrying):
         yield ("hold",)
-    for requester in sorted(node.bulk.requesters()):
+    for requester in sorted({frame.fetch.requester for frame in node.bulk}):
         yield ("frame", requester)
 
 

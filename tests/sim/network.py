@@ -16,7 +16,7 @@ from .world import US, World
 
 DIRECTORY: Final = 0
 BULK_FRAMES_MAX: Final = 4
-"""What a bulk connection takes before its sender has to wait: dsm/transport.py has two frames in each of two queues."""
+"""What a bulk connection takes before its sender has to wait: what its buffers hold (dsm/stream.py)."""
 
 
 class Packet(NamedTuple):

@@ -27,7 +27,7 @@ from typing import IO, Any, Final
 
 from interrupting import postponed
 
-from dsm import launch, local, transport, wire
+from dsm import launch, local, stream, wire
 
 LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
@@ -62,6 +62,15 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"in vain waited for: {what}"
         time.sleep(0.005)
+
+
+def descriptors(pid: int, kind: str = "") -> int:
+    """How many descriptors of a process have ``kind`` in what /proc says of them."""
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += kind in os.readlink(entry)
+    return found
 
 
 class Child:
@@ -235,12 +244,7 @@ class Cluster:
 
     def descriptors(self, node: int, kind: str) -> int:
         """How many descriptors of an agent have ``kind`` in what /proc says of them."""
-        found = 0
-        folder = Path(f"/proc/{self.nodes[node].process.pid}/fd")
-        for entry in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                found += kind in os.readlink(entry)
-        return found
+        return descriptors(self.nodes[node].process.pid, kind)
 
     def all_gone(self, node: int) -> bool:
         """Does an agent have nothing of any application any more?"""
@@ -292,7 +296,7 @@ class Cluster:
             until(lambda node=node: self.all_gone(node), f"node {node} to close what it had of applications")  # type: ignore[misc]
         if nodes:
             # Of the directory itself: what a node tells an application may be too much for one message.
-            status = transport.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
+            status = stream.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
             for region in status["regions"]:
                 if not region["unlinked"]:
                     assert self.ask(wire.Unlink(0, region["name"]), nodes[0]) == wire.Ready()

@@ -12,6 +12,8 @@ from cluster import LIMIT_S, Cluster
 
 import dsm
 from dsm import wire
+from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES, PROTOCOL_VERSION
+from dsm.session import HEAD, HELLO, Session
 
 SEED: Final = 20240607
 
@@ -78,7 +80,7 @@ def random_messages(plan: random.Random, count: int) -> list[bytes]:
     while len(found) < count:
         kind = plan.randrange(len(wire.MESSAGES) + 2)
         fields = [random_values(plan) for _ in range(plan.randrange(9))]
-        data: bytes = msgpack.packb([plan.choice([1, 1, 1, 1, 0, 2, "1", None]), kind, *fields])
+        data: bytes = msgpack.packb([plan.choice([PROTOCOL_VERSION] * 4 + [0, PROTOCOL_VERSION + 1, "1", None]), kind, *fields])
         if plan.random() < 0.3:
             data = data[: plan.randrange(len(data) + 1)]
         if plan.random() < 0.2:
@@ -137,3 +139,36 @@ def lawless(plan: random.Random) -> list[wire.Message]:
         wire.Prefetch(0, 10, True),
         wire.StatsQuery(),
     ]
+
+
+_ZEROMQ: Final = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + bytes(48)
+
+
+def strange_opening(plan: random.Random) -> bytes:
+    """What a connection may begin with, and no conversation comes about: as long as a hello at least."""
+    session = Session(plan.randbytes(16))
+    kind = plan.randrange(6)
+    if kind == 0:
+        return session.hello(True)  # of a conversation that was forgotten, or never was
+    if kind == 1:
+        session.received = plan.choice((1, 1000, (1 << 64) - 1))
+        return session.hello(False)
+    if kind == 2:
+        return b"\xff" + plan.randbytes(HELLO.size + plan.choice((0, 10, 5000)))
+    if kind == 3:
+        return _ZEROMQ + plan.randbytes(plan.choice((0, 500)))
+    if kind == 4:
+        return b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n"
+    return bytes(HELLO.size + plan.randrange(10))
+
+
+def strange_head(plan: random.Random) -> bytes:
+    """The head of a frame that ends a conversation in which the other end has said nothing."""
+    kind = plan.randrange(4)
+    if kind == 0:
+        return HEAD.pack(plan.choice((CONTROL_BYTES_MAX + 1, 1 << 31, (1 << 32) - 1)), plan.choice((0, 10)), 0)
+    if kind == 1:
+        return HEAD.pack(plan.choice((1, 10)), plan.choice((EXTENT_BYTES + 1, 1 << 31, (1 << 32) - 1)), 0)
+    if kind == 2:
+        return HEAD.pack(0, 4, 0) + b"page"  # page data of no message
+    return HEAD.pack(3, 0, plan.choice((1, 1000, 1 << 40, (1 << 64) - 1))) + b"abc"  # has more than was sent

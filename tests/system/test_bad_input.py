@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from application import hear, raised, say
 from cluster import LIMIT_S, Cluster
+from talker import Service, Talker
 
 import dsm
-from dsm import constants, errors, launch, local, transport, wire
+from dsm import constants, errors, launch, local, wire
 from dsm.uffd import Userfaultfd
 
 # --- regions ---------------------------------------------------------------------------------------------------
@@ -329,10 +330,9 @@ def test_an_address_that_other_nodes_cannot_reach(cluster: Cluster) -> None:
     assert "--listen tcp://IP:" in told and "tcp://0.0.0.0:" in told and far in told
     taken = cluster.status()["node"]["address"]
     for address, reason in ((taken, "'node0'"), ("tcp://203.0.113.2:7401", "loopback")):
-        with transport.context() as context, transport.dealer(context, cluster.directory.address) as sock:
-            sock.send(wire.encode(wire.Join("new", address)))
-            assert sock.poll(int(LIMIT_S * 1000))
-            answer = wire.decode(sock.recv())
+        with Talker(cluster.directory.address) as talker:
+            talker.tell(wire.Join("new", address))
+            answer = talker.hear()
         assert isinstance(answer, wire.Failure)
         assert answer.error == "NodeNameInUse" and reason in answer.text and "--listen" in answer.text
     assert len(cluster.status()["cluster"]["nodes"]) == 2
@@ -369,6 +369,9 @@ def test_addresses_and_paths_that_cannot_be(cluster: Cluster) -> None:
 # --- another version ------------------------------------------------------------------------------------------------
 
 
+THE_OTHER = f"version {constants.PROTOCOL_VERSION + 1}"
+
+
 def of_another_version(message: wire.Message) -> bytes:
     data = wire.encode(message)
     assert data[1] == constants.PROTOCOL_VERSION  # msgpack: an array's head, then a small number
@@ -376,30 +379,26 @@ def of_another_version(message: wire.Message) -> bytes:
 
 
 def test_a_node_of_another_version_is_told_so_by_the_directory(cluster: Cluster) -> None:
-    with transport.context() as context, transport.dealer(context, cluster.directory.address) as sock:
-        sock.send(of_another_version(wire.Join("new", "tcp://127.0.0.1:1")))
-        assert sock.poll(int(LIMIT_S * 1000))
-        answer = wire.decode(sock.recv())
+    with Talker(cluster.directory.address) as talker:
+        talker.send(of_another_version(wire.Join("new", "tcp://127.0.0.1:1")))
+        answer = talker.hear()
     assert isinstance(answer, wire.Failure)
-    assert answer.error == "VersionMismatch" and "version 2" in answer.text
+    assert answer.error == "VersionMismatch" and THE_OTHER in answer.text
     assert len(cluster.status()["cluster"]["nodes"]) == 2
 
 
 def test_a_directory_of_another_version(cluster: Cluster) -> None:
-    with transport.context() as context:
-        sock, address = transport.router(context, launch.LOOPBACK, 30_000)
+    with Service() as directory:
         command, environment = launch.program("nodes")
         node = subprocess.Popen(
-            [*command, "--directory", address, "--listen", launch.LOOPBACK, "--socket", str(cluster.home / "new.sock")],
+            [*command, "--directory", directory.address, "--listen", launch.LOOPBACK, "--socket", cluster.home / "new.sock"],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        received = transport.receive_routed(sock)
-        assert received is not None
-        transport.send_routed(sock, received[0], of_another_version(wire.Welcome(1)))
+        link, _ = directory.receive()
+        link.send(of_another_version(wire.Welcome(1)))
         _, told = node.communicate(timeout=LIMIT_S)
-        sock.close()
     assert node.returncode == 1
-    assert told.count("\n") == 1 and "version 2" in told
+    assert told.count("\n") == 1 and THE_OTHER in told
     assert not (cluster.home / "new.sock").exists()
 
 
@@ -409,7 +408,7 @@ def test_an_application_of_another_version_is_told_so_by_its_node(cluster: Clust
         sock.send(of_another_version(wire.Attach("x", 100, 0, 0, {})))
         answer, _ = local.receive(sock)
         assert isinstance(answer, wire.Failure)
-        assert answer.error == "VersionMismatch" and "version 2" in answer.text
+        assert answer.error == "VersionMismatch" and THE_OTHER in answer.text
         assert local.receive(sock) == (None, [])
     assert cluster.status()["cluster"]["regions"] == []
 
@@ -428,7 +427,7 @@ def test_a_node_of_another_version_is_refused_by_the_library(cluster: Cluster) -
             sock.send(of_another_version(wire.Ready()))
             classes, text = child.result()
     (cluster.home / "old.sock").unlink()
-    assert classes[0] == "VersionMismatch" and "version 2" in text
+    assert classes[0] == "VersionMismatch" and THE_OTHER in text
 
 
 FRUGAL = """

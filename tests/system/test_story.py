@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from application import hear, say
 from cluster import LIMIT_S, TREE, Cluster
+from talker import Service
 
 import dsm
 from directory.service import Directory
-from dsm import errors, launch, transport, wire
+from dsm import errors, launch, wire
 
 
 def pass_a_page_on(rank: int, ranks: int) -> None:
@@ -84,21 +85,13 @@ def load_one() -> int:
     return dsm.attach("false", 4096).buf[0]
 
 
-class Liar:
+class Liar(Service):
     """A directory that is this test itself."""
-
-    def __init__(self, context: transport.Context) -> None:
-        self.socket, self.address = transport.router(context, launch.LOOPBACK, int(LIMIT_S * 1000))
 
     def answer(self, kind: type[Any], reply: Callable[[Any], wire.Message]) -> None:
         """Wait for a message of this kind, leave all others unanswered, and reply."""
-        while True:
-            received = transport.receive_routed(self.socket)
-            assert received is not None and received[1] is not None, f"no {kind.__name__} came"
-            message = wire.decode(received[1])
-            if type(message) is kind:
-                transport.send_routed(self.socket, received[0], wire.encode(reply(message)))
-                return
+        link, message = self.hear(kind)
+        link.send(wire.encode(reply(message)))
 
 
 def test_a_directory_that_breaks_the_rules_stops_the_node_and_its_applications(
@@ -107,8 +100,7 @@ def test_a_directory_that_breaks_the_rules_stops_the_node_and_its_applications(
     """It grants without data a page that is not there."""
     cluster = start_cluster(0)
     log = cluster.home / "node.log"
-    with transport.context() as context, log.open("wb") as stderr, ThreadPoolExecutor(1) as pool:
-        liar = Liar(context)
+    with Liar() as liar, log.open("wb") as stderr, ThreadPoolExecutor(1) as pool:
         starting = pool.submit(
             launch.start_node, liar.address, socket=cluster.path(0), name="node", with_parent=False, stderr=stderr
         )
@@ -119,7 +111,6 @@ def test_a_directory_that_breaks_the_rules_stops_the_node_and_its_applications(
         liar.answer(wire.Request, lambda m: wire.Grant(1, m.generation, 0, 1, 0, False))
         assert child.wait() == -signal.SIGKILL
         assert node.process.wait(LIMIT_S) == 1
-        liar.socket.close()
     said = log.read_text()
     assert "page 0 of region 1 is absent, asked for to read, and cannot be 'granted without data'" in said
     assert "asked for, to read: absent -> absent, asked for to read  (a load)" in said
