@@ -21,6 +21,7 @@ from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import wire
 from dsm.constants import PAGE_BYTES
+from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
 from nodes.memory import RegionMemory
@@ -162,6 +163,21 @@ def acknowledge_before_dropping(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pager, "run", reordered)
 
 
+def send_nothing_again(patch: pytest.MonkeyPatch) -> None:
+    """What was under way when a connection broke is lost."""
+    patch.setattr(Session, "resume", lambda self, received: [])
+
+
+def send_everything_again(patch: pytest.MonkeyPatch) -> None:
+    """The first message that had arrived before a connection broke comes twice."""
+    resume = Session.resume
+
+    def generous(self: Session, received: int) -> list[bytes]:
+        return [*self.kept][: received - self.acknowledged] + resume(self, received)
+
+    patch.setattr(Session, "resume", generous)
+
+
 def grant_a_lock_twice(patch: pytest.MonkeyPatch) -> None:
     def generous(self: SyncMachine, node: int, m: wire.Acquire) -> list[tuple[int, wire.Message]]:
         self._holder[m.name] = node, m.ticket
@@ -201,6 +217,8 @@ BUGS: list[Break] = [
     wake_nobody,
     acknowledge_before_dropping,
     leave_with_pages_readable,
+    send_nothing_again,
+    send_everything_again,
     grant_a_lock_twice,
     break_a_barrier_twice,
     forget_to_close,
