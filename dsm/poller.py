@@ -21,10 +21,11 @@ _LINGER_NS: Final = 200_000
 """How long to look before going to sleep."""
 _BUSY_NS: Final = 50_000
 """Nothing for so long, and there is time for what can wait: it is about what a thread needs to fault again."""
-_YIELD_NS_MAX: Final = 150_000
+_YIELD_NS_MAX: Final = 400_000
 """A yield that took longer gave the processor to somebody who computes: looking then only delays."""
-_CONTENDED_NS: Final = 1_000_000_000
-"""How long not to look after such a yield."""
+_PAUSE_NS_MIN: Final = 100_000_000
+_PAUSE_NS_MAX: Final = 10_000_000_000
+"""How long not to look after such a yield: twice as long each time, if they come one upon the other."""
 
 Handler = Callable[[int], None]
 """Called with the events of its descriptor, as epoll gives them."""
@@ -32,7 +33,8 @@ Handler = Callable[[int], None]
 
 class Poller:
     """Calls a handler whenever a descriptor is ready, and ``idle`` when none has been for a short moment, before it
-    sleeps. A context manager."""
+    sleeps. A context manager.
+    """
 
     def __init__(self) -> None:
         self.idle: Callable[[], None] = lambda: None
@@ -40,7 +42,8 @@ class Poller:
         self._poll = self._epoll.poll
         self._on: dict[int, Handler] = {}
         self._soon: list[Callable[[], None]] = []
-        self._contended_until_ns = 0
+        self._pause_ns = _PAUSE_NS_MIN
+        self._paused_until_ns = 0
 
     def __enter__(self) -> Poller:
         return self
@@ -92,20 +95,28 @@ class Poller:
     def _linger(self) -> list[tuple[int, int]]:
         """What comes within a moment."""
         now = monotonic_ns()
-        if now < self._contended_until_ns:
+        if now < self._paused_until_ns:
             self.idle()
             return []
         poll = self._poll
         idle_at, until = now + _BUSY_NS, now + _LINGER_NS
         while now < until:
             os.sched_yield()  # to whoever can run: it may be who is to send what is awaited
+            before, now = now, monotonic_ns()
+            if now - before > _YIELD_NS_MAX:
+                self._pause(now)
+                break
             ready = poll(0)
             if ready:
                 return ready
-            before, now = now, monotonic_ns()
             if before < idle_at <= now:
                 self.idle()
-            if now - before > _YIELD_NS_MAX:
-                self._contended_until_ns = now + _CONTENDED_NS
-                break
+        if now < idle_at:
+            self.idle()
         return []
+
+    def _pause(self, now: int) -> None:
+        """Do not look for a while."""
+        again = now - self._paused_until_ns < self._pause_ns
+        self._pause_ns = min(2 * self._pause_ns, _PAUSE_NS_MAX) if again else _PAUSE_NS_MIN
+        self._paused_until_ns = now + self._pause_ns
