@@ -301,7 +301,7 @@ class Caller(Link):
     ``bulk``: what is sent waits here rather than in the kernel. ``error``: why the conversation is over, if it is.
     """
 
-    __slots__ = ("_address", "_bulk", "_family", "_greeting", "_known", "error")
+    __slots__ = ("_address", "_bulk", "_dialed_s", "_family", "_greeting", "_known", "error")
 
     def __init__(
         self,
@@ -317,6 +317,7 @@ class Caller(Link):
         self._bulk = bulk
         self._greeting: _Greeting | None = None
         self._known = False
+        self._dialed_s = 0.0
         self.error: Exception | None = None
         self.look_after()
 
@@ -332,6 +333,7 @@ class Caller(Link):
                 if error.errno not in _EXHAUSTED:
                     raise
                 return
+            self._dialed_s = time.monotonic()
             _tune(sock)
             if self._bulk:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
@@ -348,7 +350,10 @@ class Caller(Link):
 
     def _break(self, error: Exception | None = None) -> None:
         self.error = error
+        again = self.connected and time.monotonic() - self._dialed_s > _REDIAL_S  # at once, if that is not all it does
         super()._break(error)
+        if again:
+            self.look_after()
 
     def _greeted(self, greeting: _Greeting, data: bytes) -> None:
         self._greeting = None
