@@ -377,7 +377,8 @@ class Listener:
     what that really is. Nobody is heard before :meth:`start`.
 
     A conversation whose connection broke is remembered while ``keeps`` says so of its name, whatever that takes: who is
-    still a member would miss what it was sent. ``links``: by name. ``rejected``: connections on which no conversation came about.
+    still a member would miss what it was sent. ``links``: by name. ``rejected``: connections on which no conversation
+    came about.
     """
 
     def __init__(self, poller: Poller, address: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -422,7 +423,7 @@ def test_a_frame_in_pieces_takes_turns(hall: Hall) -> None:
     frame = session.hello(False) + session.frame(large, large) + session.frame(b"end")
     with hall.stranger() as sock:
         pieces = [*range(60), *range(1000, len(frame) - 50, 9973), *range(len(frame) - 50, len(frame) + 1)]
-        for number, (start, stop) in enumerate(zip(pieces, pieces[1:], strict=False)):
+        for number, (start, stop) in enumerate(pairwise(pieces)):
             sock.sendall(frame[start:stop])
             if number % 10 == 0:
                 other.send(b"x")
