@@ -33,11 +33,11 @@ simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their 
 bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
 	$(PY) -m benchmarks.fault_latency
 
-litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each)
-	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each, ARGS="--json", "IRIW")
+	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-histories: $(READY) ## every access of random programs on real clusters is checked (PROGRAMS=10000 on each)
-	PYTHONPATH=.:tests/system $(PY) tests/history/record.py --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED))
+histories: $(READY) ## every access of random programs on real clusters is checked (PROGRAMS=10000 on each, ARGS="--json")
+	PYTHONPATH=.:tests/system $(PY) tests/history/record.py --programs $(PROGRAMS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

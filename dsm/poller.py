@@ -21,7 +21,7 @@ _LINGER_NS: Final = 200_000
 """How long to look before going to sleep."""
 _BUSY_NS: Final = 50_000
 """Nothing for so long, and there is time for what can wait: it is about what a thread needs to fault again."""
-_YIELD_NS_MAX: Final = 1_000_000
+_YIELD_NS_MAX: Final = 150_000
 """A yield that took longer gave the processor to somebody who computes: looking then only delays."""
 _CONTENDED_NS: Final = 1_000_000_000
 """How long not to look after such a yield."""

@@ -49,10 +49,6 @@ class Bulk:
                 return self._take(frames, next(iter(frames)))
         return None
 
-    def requesters(self) -> set[int]:
-        """The nodes that something is to be sent to."""
-        return {fetch.requester for fetch, _ in self._transfers}
-
     def expedite(self, m: Hurry) -> Frame | None:
         """The frame with a page that somebody waits for now. None if it has been sent already."""
         for fetch, frames in self._transfers:

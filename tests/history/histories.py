@@ -12,7 +12,7 @@ from accesses import Access, Violation, Word
 from programs import LOAD, PAGE_WORDS, STORE, Batch, Settings, batches
 
 Log = Sequence[Sequence[int]]
-"""Value, invocation and response of each load and store of one process."""
+"""Page, word, value, invocation and response of each load and store of one process."""
 
 
 class SmallProgram(NamedTuple):
@@ -128,5 +128,6 @@ def _played(rank: int, batch: Batch, entries: Iterator[Sequence[int]]) -> Iterat
 
 
 def _access(rank: int, kind: int, word: int, entry: Sequence[int]) -> Access:
-    value, invoked_ns, responded_ns = entry
-    return Access(rank, place(word), kind == STORE, value, invoked_ns, responded_ns)
+    page, at, value, invoked_ns, responded_ns = entry
+    assert (page, at) == place(word), f"process {rank} was to access word {place(word)}, not {(page, at)}"
+    return Access(rank, (page, at), kind == STORE, value, invoked_ns, responded_ns)

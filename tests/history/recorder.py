@@ -28,14 +28,14 @@ STALE: Final = "stale"
 
 
 class Recorder:
-    """Accesses, and what is logged of them: value, invocation and response for each load and store."""
+    """Accesses, and what is logged of each load and store: page, word within it, value, invocation and response."""
 
     def __init__(self, region: dsm.Region, sharing: str) -> None:
         self._region = region
         self._words = region.buf.cast("Q")
         self._loads = Stale(self._words, PAGE_WORDS, 20) if sharing == STALE else self._words
         self._fence = threading.Lock()
-        self.log: list[tuple[int, int, int]] = []
+        self.log: list[tuple[int, int, int, int, int]] = []
 
     def play(self, calls: list[Call]) -> None:
         """Make the calls in order, none of them before its time."""
@@ -58,14 +58,16 @@ class Recorder:
         words[word] = value
         with fence:
             pass
-        self.log.append((value, invoked_ns, now()))
+        responded_ns = now()
+        self.log.append((*divmod(word, PAGE_WORDS), value, invoked_ns, responded_ns))
 
     def load(self, word: int) -> None:
         """Load a word and log it."""
         words, now = self._loads, time.monotonic_ns
         invoked_ns = now()
         value = words[word]
-        self.log.append((value, invoked_ns, now()))
+        responded_ns = now()
+        self.log.append((*divmod(word, PAGE_WORDS), value, invoked_ns, responded_ns))
 
     def look(self, batch: Batch) -> None:
         """Load every word of a batch."""
@@ -94,6 +96,6 @@ def record(rank: int, values: list[Any], name: str, sharing: str) -> float:
         took_s = time.monotonic() - started_s
         if rank == 0:
             region.unlink()
-        np.save(f"{name}-{rank}.npy", np.array(recorder.log, "i8").reshape(-1, 3))
+        np.save(f"{name}-{rank}.npy", np.array(recorder.log, "i8").reshape(-1, 5))
         del recorder
     return took_s

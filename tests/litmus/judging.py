@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from batches import PAGE_WORDS, PAGES, Batch, Settings, batches
@@ -37,13 +38,13 @@ def judge(
 
 
 def _loads(shape: Shape, batch: Batch, seen_by: list[Iterator[int]]) -> list[list[Iterator[int]]]:
-    """By thread and round, what the loads saw; the processes told it in the order of their rounds."""
+    """By thread and round, what the loads saw; the processes told it in the order of their accesses."""
     found = []
-    for thread, steps in enumerate(shape.threads):
-        count = sum(not step.value for step in steps)
-        mine = seen_by[batch.players[thread]]
-        rounds: list[Iterator[int]] = [iter(())] * len(batch.places)
-        for number in batch.order[thread]:
-            rounds[number] = iter([next(mine) for _ in range(count)])
-        found.append(rounds)
+    for thread, program in enumerate(shape.threads):
+        steps = [iter(program) for _ in batch.places]
+        saw: list[list[int]] = [[] for _ in batch.places]
+        for number in itertools.chain.from_iterable(batch.order[thread]):
+            if not next(steps[number]).value:
+                saw[number].append(next(seen_by[batch.players[thread]]))
+        found.append([iter(each) for each in saw])
     return found

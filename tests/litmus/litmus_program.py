@@ -23,6 +23,8 @@ after it was protected or unmapped on every core, and that interrupt empties the
 
 from __future__ import annotations
 
+import mmap
+import os
 import time
 from typing import Any, Final
 
@@ -34,8 +36,8 @@ import dsm
 
 PAGE_BYTES: Final = PAGE_WORDS * 8
 
-_TICK_NS: Final = 5_000_000
-"""Longer than processes that leave a barrier together are apart."""
+_LEAD_NS: Final = 200_000
+"""From when the last process is ready to when all begin: longer than it takes all of them to see that."""
 
 SOUND: Final = "sound"
 PRIVATE: Final = "private"
@@ -44,15 +46,42 @@ STALE: Final = "stale"
 """Broken on purpose: half of the pages are read from a copy, renewed now and then."""
 
 
-def play(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> list[int]:
+class SharedStart:
+    """One moment at which the processes begin a batch, which a barrier alone does not give: they leave it up to
+    milliseconds apart.
+
+    It is agreed on by spinning on words of ordinary memory of this host, a word for each process, that dsm knows
+    nothing of: each proposes a moment a little later than now, and all take the latest. All this is over before the
+    first access of the batch; like the barrier before it, it may order a batch after the one before, and nothing within
+    it.
+    """
+
+    def __init__(self, path: str, rank: int, ranks: int) -> None:
+        with open(path, "a+b") as file:
+            file.truncate(8 * ranks)
+            self._words = memoryview(mmap.mmap(file.fileno(), 8 * ranks)).cast("Q")
+        self._rank = rank
+        self._last_ns = 0
+
+    def wait(self) -> int:
+        """Wait for the moment; when it was. All processes have to be through the last batch, by a barrier."""
+        self._words[self._rank] = time.monotonic_ns() + _LEAD_NS
+        while min(self._words) <= self._last_ns:
+            os.sched_yield()
+        self._last_ns = max(self._words)
+        while time.monotonic_ns() < self._last_ns:
+            os.sched_yield()
+        return self._last_ns
+
+
+def play(stores: memoryview, loads: memoryview | Stale, calls: list[Call], start_ns: int) -> list[int]:
     """Make the accesses in order, none of them before its time; what the loads saw."""
     seen = []
-    start_us = time.monotonic_ns() // 1000
     for word, value, when_us in calls:
         if when_us:
-            wait_us = start_us + when_us - time.monotonic_ns() // 1000
-            if wait_us > 0:
-                time.sleep(wait_us * 1e-6)
+            wait_ns = start_ns + when_us * 1000 - time.monotonic_ns()
+            if wait_ns > 0:
+                time.sleep(wait_ns * 1e-9)
         if value:
             stores[word] = value
         else:
@@ -60,11 +89,10 @@ def play(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> li
     return seen
 
 
-def play_near(stores: memoryview, loads: memoryview | Stale, calls: list[Call]) -> list[int]:
-    """The same within one node: all begin at one tick of the clock and wait by spinning, a few nanoseconds exact."""
+def play_near(stores: memoryview, loads: memoryview | Stale, calls: list[Call], start_ns: int) -> list[int]:
+    """The same within one node: nobody else needs the processor, so waits are by spinning, a few nanoseconds exact."""
     seen = []
     now = time.monotonic_ns
-    start_ns = (now() // _TICK_NS + 2) * _TICK_NS
     for word, value, when_us in calls:
         if when_us:
             when_ns = start_ns + when_us * 1000
@@ -85,6 +113,7 @@ def run(rank: int, runs: list[list[Any]], name: str, sharing: str) -> list[float
 def _run(rank: int, settings: Settings, name: str, sharing: str) -> float:
     """Play ``rank`` in every batch and save what its loads saw and the last values it read."""
     barrier = dsm.Barrier(name, settings.ranks)
+    start = SharedStart(f"{name}-start", rank, settings.ranks)
     seen: list[int] = []
     last: list[int] = []
     mine: dict[int, int] = {}
@@ -96,7 +125,8 @@ def _run(rank: int, settings: Settings, name: str, sharing: str) -> float:
         for batch in batches(settings):
             calls = script(settings, batch, rank)
             barrier.wait()
-            got = play_near(words, loads, calls) if settings.near else play(words, loads, calls)
+            start_ns = start.wait()
+            got = (play_near if settings.near else play)(words, loads, calls, start_ns)
             if rank in batch.players:
                 seen += got
             else:

@@ -172,11 +172,15 @@ class Histogram:
             parts.append("[" + " ".join(f"{shape.variables[v]}={_value(last[v])}" for v in told) + "]")
         return " ".join(parts)
 
-    def table(self) -> list[str]:
-        """A line for each outcome that came, the most frequent of each kind first."""
+    @property
+    def ordered(self) -> list[Outcome]:
+        """The outcomes that came, the most frequent of each kind first."""
         order = {"sequential": 0, "interleaved": 1, "forbidden": 2}
-        rows = sorted(self.counts, key=lambda each: (order[self.kind(each)], -self.counts[each], each))
-        return [f"  {self.counts[each]:>8}  {self.kind(each):<11}  {self.text(each)}" for each in rows]
+        return sorted(self.counts, key=lambda each: (order[self.kind(each)], -self.counts[each], each))
+
+    def table(self) -> list[str]:
+        """A line for each outcome that came."""
+        return [f"  {self.counts[each]:>8}  {self.kind(each):<11}  {self.text(each)}" for each in self.ordered]
 
 
 def _value(value: int) -> str:

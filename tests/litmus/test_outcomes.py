@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from batches import NOISE_WORDS, PAGE_WORDS, PAGES, Batch, Settings, batches, script
+from batches import NOISE_WORDS, PAGE_WORDS, PAGES, PAUSES, Batch, Settings, batches, script
 from judging import judge
 from outcomes import FOREIGN, SC, TSO, Histogram, Outcome, allowed, decode, sequential
 from shapes import SHAPES, shape
@@ -150,22 +150,46 @@ def test_rounds_of_a_batch_have_words_of_their_own(apart: bool) -> None:
         assert all(word % PAGE_WORDS < PAGE_WORDS - NOISE_WORDS for word in words)
         assert all((x // PAGE_WORDS != y // PAGE_WORDS) == apart for x, y in batch.places)
         assert sorted(number for group in batch.groups for number in group) == list(range(len(batch.places)))
-        assert all(sorted(order) == list(range(len(batch.places))) for order in batch.order)
+        for accesses, steps in zip(batch.order, SHAPES["IRIW"].threads, strict=True):
+            assert [sorted(each) for each in accesses] == [sorted([*group] * len(steps)) for group in batch.groups]
         assert len(set(batch.players)) == 4  # no process plays two threads
         rounds += len(batch.places)
     assert rounds == 700
 
 
-def test_scripts_make_the_accesses_of_each_round_in_order() -> None:
-    settings = settings_of("2+2W", 5, ranks=2)
+@pytest.mark.parametrize("name", ["2+2W", "IRIW", "CoWW"])
+def test_each_round_is_made_in_the_order_of_its_program(name: str) -> None:
+    """Whatever lies between: by the words that each process touches, which tell the round."""
+    settings = settings_of(name, 5, rounds=2000)
+    threads, between = SHAPES[name].threads, set()
+    for batch in batches(settings):
+        round_of = {word: number for number, place in enumerate(batch.places) for word in place}
+        for thread, rank in enumerate(batch.players):
+            calls = script(settings, batch, rank)
+            made: dict[int, list[tuple[int, int]]] = {}
+            for word, value, _ in calls:
+                made.setdefault(round_of[word], []).append((word, value))
+            assert made == {
+                number: [(place[v], batch.base + value if value else 0) for v, value in threads[thread]]
+                for number, place in enumerate(batch.places)
+            }
+            numbers = [round_of[word] for word, _, _ in calls]
+            between.add(len(list(itertools.groupby(numbers))) > len(made))
+    assert between == {False, True}  # both ways are taken: nothing between the accesses of a round, and other rounds
+
+
+def test_accesses_are_timed_within_the_slot_of_their_group() -> None:
+    settings = settings_of("SB", 6, ranks=2, rounds=2000)
+    pauses = set()
     for batch in batches(settings):
         for thread, rank in enumerate(batch.players):
             calls = iter(script(settings, batch, rank))
-            for number in batch.order[thread]:
-                for step in SHAPES["2+2W"].threads[thread]:
-                    word, value, _ = next(calls)
-                    assert (word, value) == (batch.places[number][step.variable], batch.base + step.value)
-            assert next(calls, None) is None
+            for at, accesses in enumerate(batch.order[thread]):
+                times = [when_us for _, _, when_us in itertools.islice(calls, len(accesses)) if when_us]
+                assert times == sorted(times)
+                assert all(at * batch.slot_us <= when_us < (at + 1) * batch.slot_us for when_us in times)
+                pauses.add(len(times))
+    assert set(PAUSES) <= pauses
 
 
 def test_disturbers_touch_words_that_no_round_uses() -> None:

@@ -7,7 +7,7 @@ What the shells do is done here to plain dicts, with the same meaning:
   hardware would. A hole keeps the protection that it had (markers survive the punch), and so does a page that is
   filled by ``pwrite``.
 - *Network.* Every pair has ordered channels: one between a node and the directory, two from node to node (urgent and
-  bulk, as dsm/transport.py has them). Between channels there is no order.
+  bulk, as nodes/links.py has them). Between channels there is no order.
 - *Time.* A hold is over when somebody says so.
 
 A page's contents are one integer, different for every store: a stale copy can be told from the right one.
@@ -201,8 +201,7 @@ class Node:
     def _supply(self, e: effects.Supply) -> None:
         fetch = e.fetch
         if e.protect:
-            for application in self.applications:
-                application.unprotected.difference_update(range(fetch.start, fetch.start + fetch.count))
+            self._protect(fetch.start, fetch.count)
         if fetch.ahead:
             self.bulk.add(fetch, self.cluster.frame_pages)
         else:
@@ -214,11 +213,18 @@ class Node:
             self._send_pages(*frame, False)
 
     def _send_pages(self, fetch: Fetch, start: int, count: int, bulk: bool) -> None:
-        contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
+        data, contents = self._read(fetch, start, count)
         if not fetch.keep:
             self._punch(start, count)
-        data = Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
         self.cluster.send(self.number, fetch.requester, data, contents, bulk)
+
+    def _read(self, fetch: Fetch, start: int, count: int) -> tuple[Data, list[int]]:
+        contents = [self.memory.get(page, 0) for page in range(start, start + count)]  # pread of a hole: zeros
+        return Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks), contents
+
+    def _protect(self, start: int, count: int) -> None:
+        for application in self.applications:
+            application.unprotected.difference_update(range(start, start + count))
 
     def _punch(self, start: int, count: int) -> None:
         for page in range(start, start + count):

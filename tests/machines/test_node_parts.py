@@ -297,7 +297,6 @@ def test_frames_go_in_order_and_none_waits_for_a_peer_that_takes_no_more() -> No
         Frame(fetch(1, OTHER), start, count) for start, count in ((30, 2), (32, 16), (48, 16))
     ]
     assert starts(bulk) == [(1, 64), (2, 32), (2, 48), (2, 64)]
-    assert bulk.requesters() == {OTHER, THIRD}
 
 
 def test_a_page_that_somebody_waits_for_is_taken_out_once() -> None:

@@ -15,8 +15,11 @@ Two kinds of exploration, by when a hold may expire:
 - *hasty*: at any time, as on a machine that is too slow for its own holds. Everything else must still be true, and a
   way to the end must exist from everywhere; but a cycle of states is no fault there.
 
-What is not explored: what happens between two system calls of one step of an agent (protect, read, punch, send), which
-the simulator does (tests/sim), and more than one extent or region. The shells are those of simulated_cluster.py; the
+With ``stepwise`` the effects of one step of a node happen one by one, as do protecting, reading, dropping and sending
+a page that is supplied: threads of that node and everybody else go on in between (:mod:`model.stepwise`). Otherwise a
+step is whole. With ``programs`` each node begins given operations in a given order: that leads deeper than any can.
+
+What is not explored: more than one extent or region. The shells are those of simulated_cluster.py; the
 machines and the bulk queue are production's.
 
 How it is fast: a machine is a pure function of its state and an event, so one *side* (the directory, or a node with its

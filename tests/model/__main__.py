@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until there is something to tell, Ctrl-C ends this quietly.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from queue import Empty
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Final
 
 import click
 from rich.console import Console
@@ -18,22 +24,55 @@ from rich.table import Table
 
 from .configurations import FULL, QUICK
 from .sides import Configuration
-from .verdict import Sight, Verdict, run
+from .verdict import Sight, Verdict, run_apart
+
+_INTERRUPTED: Final = 130
+"""What a shell makes of a process that SIGINT has ended."""
 
 
 def run_all(chosen: dict[str, Configuration], jobs: int) -> Iterator[Sight | Verdict]:
-    """All of them, ``jobs`` at a time, the small ones first; verdicts, and sights in between."""
+    """All of them, ``jobs`` at a time, each in a process of its own; verdicts, and sights in between."""
+    waiting = list(chosen.items())
+    running: dict[Connection, tuple[str, BaseProcess]] = {}
+    interrupted, interrupt = multiprocessing.Pipe(duplex=False)  # not in the middle of anything else
+    before = signal.signal(signal.SIGINT, lambda *_: interrupt.send(None))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, how = waiting.pop(0)
+                there, process = _start(name, how)
+                running[there] = name, process
+            heard = wait([interrupted, *running])
+            if interrupted in heard:
+                raise KeyboardInterrupt
+            for there in [there for there in running if there in heard]:
+                try:
+                    yield there.recv()
+                except EOFError:
+                    name, process = running.pop(there)
+                    process.join()
+                    if process.exitcode:  # what was wrong it has said itself, if it could
+                        raise click.ClickException(f"{name}: its process has ended with {process.exitcode}") from None
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(name: str, how: Configuration) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # the live table has a thread, which no fork should copy
-    # No garbage is made of cycles here, and there are millions of tuples to look through for it.
-    with context.Manager() as shared, ProcessPoolExecutor(jobs, context, gc.disable, max_tasks_per_child=1) as pool:
-        seen = shared.Queue()
-        left: set[Future[Verdict]] = {pool.submit(run, name, how, seen) for name, how in chosen.items()}
-        while left:
-            with contextlib.suppress(Empty):
-                yield seen.get(timeout=0.2)
-            done = {future for future in left if future.done()}
-            left -= done
-            yield from (future.result() for future in as_completed(done))
+    there, here = context.Pipe(duplex=False)
+    process = context.Process(target=run_apart, args=(name, how, here), daemon=True)
+    # Ctrl-C is for this process, which ends the others: they inherit the mask, which multiprocessing's tracker of
+    # resources lifts when it is started.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    process.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    here.close()
+    return there, process
 
 
 def table(chosen: dict[str, Configuration], known: dict[str, Sight | Verdict]) -> Table:
@@ -65,11 +104,28 @@ def main(quick: bool, only: str, as_json: bool, jobs: int) -> None:
     if not chosen:
         raise click.UsageError(f"no configuration has {only!r} in its name; they are: {', '.join(FULL)}")
     known: dict[str, Sight | Verdict] = {}
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        wrong = _explore_all(chosen, jobs, known, as_json)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {_so_far(chosen, known)}", err=True)
+        sys.exit(_INTERRUPTED)
+    sys.exit(wrong)
+
+
+def _so_far(chosen: dict[str, Configuration], known: dict[str, Sight | Verdict]) -> str:
+    verdicts = [each for each in known.values() if isinstance(each, Verdict)]
+    wrong = sum(bool(verdict.wrong) for verdict in verdicts)
+    states = sum(each.states if isinstance(each, Verdict) else each[1] for each in known.values())
+    return f"{len(verdicts)} of {len(chosen)} configurations explored, {wrong} of them wrong; {states:,} states so far"
+
+
+def _explore_all(chosen: dict[str, Configuration], jobs: int, known: dict[str, Sight | Verdict], as_json: bool) -> bool:
+    """Explore and tell; ``known`` grows. Is anything wrong?"""
     console = Console(quiet=as_json)
     with Live(table(chosen, known), console=console, refresh_per_second=4, transient=not console.is_terminal) as live:
         for each in run_all(chosen, jobs):
-            if isinstance(known.get(each[0]), Verdict):  # a sight that comes late
-                continue
             known[each[0]] = each
             if isinstance(each, Verdict) and as_json:
                 click.echo(json.dumps(each._asdict()))
@@ -79,7 +135,7 @@ def main(quick: bool, only: str, as_json: bool, jobs: int) -> None:
     wrong = [each for each in known.values() if isinstance(each, Verdict) and each.wrong]
     for verdict in wrong:
         console.print(f"\n{verdict.name}: {verdict.wrong}\n\n{verdict.conversation}", markup=False, highlight=False)
-    sys.exit(bool(wrong))
+    return bool(wrong)
 
 
 if __name__ == "__main__":

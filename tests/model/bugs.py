@@ -57,6 +57,26 @@ class NeverDrops(NodeMachine):
         return [e for e in effects if not isinstance(e, Drop)] if isinstance(message, Invalidate) else effects
 
 
+class SaysDoneBeforeItDrops(NodeMachine):
+    """Closes an eviction while its threads can still read the page."""
+
+    def step(self, message: Message) -> list[Effect]:
+        effects = super().step(message)
+        return _dropping_last(effects) if isinstance(message, Grant) else effects
+
+
+class AcknowledgesBeforeItDrops(NodeMachine):
+    """Lets a writer go on while its own threads can still read the page."""
+
+    def step(self, message: Message) -> list[Effect]:
+        effects = super().step(message)
+        return _dropping_last(effects) if isinstance(message, Invalidate) else effects
+
+
+def _dropping_last(effects: list[Effect]) -> list[Effect]:
+    return sorted(effects, key=lambda effect: isinstance(effect, Drop))
+
+
 class TakesLateAnswers(NodeMachine):
     """Takes data of an old generation for what it waits for now."""
 
@@ -65,6 +85,44 @@ class TakesLateAnswers(NodeMachine):
         if asks and m.generation not in asks:
             m = m._replace(generation=next(reversed(asks)))
         return super().data(m, payload)
+
+
+class ForgetsWhatIsOver(NodeMachine):
+    """Takes data for a part of a request that it has given up: of another request for the page, or none."""
+
+    def step(self, message: Message) -> list[Effect]:
+        self._forget()
+        return super().step(message)
+
+    def data(self, m: Data, payload: Any) -> list[Effect]:
+        self._forget()
+        return super().data(m, payload)
+
+    def _forget(self) -> None:
+        for ask in self._regions[REGION].asks.values():
+            ask.over.clear()
+
+
+class ForgetsWhatItClosed(ForgetsWhatIsOver):
+    """Counts pages that it has closed, or given up, before the others of their part came once more when these do."""
+
+    def _forget(self) -> None:
+        for ask in self._regions[REGION].asks.values():
+            for part in ask.parts.values():
+                part.closed.clear()
+
+
+class CountsAcksOfWhatIsOver(NodeMachine):
+    """Waits for the rest of a part that is over when it hears once more that somebody has dropped its copy."""
+
+    def step(self, message: Message) -> list[Effect]:
+        ask = self._regions[REGION].asks.get(message.generation) if isinstance(message, Ack) else None
+        if ask is None:
+            return super().step(message)
+        over, ask.over = ask.over, set()
+        effects = super().step(message)
+        ask.over |= over
+        return effects
 
 
 class DoesNotHold(NodeMachine):

@@ -17,6 +17,7 @@ from nodes.pages import EXCLUSIVE, HELD, LOST, SHARED
 from .network import Network
 from .sides import Configuration
 from .state import LATEST, OUTDATED
+from .stepwise import StepwiseNode
 
 
 class View(NamedTuple):
@@ -69,6 +70,13 @@ def _busy(node: Node) -> Iterator[str]:
         yield "a hold runs"
     if node.bulk:
         yield "pages are to be sent"
+    if in_between(node):
+        yield "effects are to happen"
+
+
+def in_between(node: Node) -> bool:
+    """Is it in the middle of a step? Then its memory is not yet as its machine says."""
+    return isinstance(node, StepwiseNode) and bool(node.todo)
 
 
 def node_alone(node: Node, how: Configuration) -> str:
@@ -79,6 +87,8 @@ def node_alone(node: Node, how: Configuration) -> str:
         where = f"p{page} on n{node.number}"
         if state not in (0, SHARED, EXCLUSIVE, LOST):
             return f"memory: {where} is in state {state}, which is none"
+        if in_between(node):
+            continue
         if state & HELD and page not in node.memory:
             return f"memory: {where} is a hole, but held"
         if not state & HELD and page in node.memory and page not in leaving:
@@ -86,6 +96,9 @@ def node_alone(node: Node, how: Configuration) -> str:
         for application in node.applications:
             if page in application.unprotected and state != EXCLUSIVE:
                 return f"memory: {where} is not exclusive, but {application} may store to it"
+    for ask in node.machine._regions[REGION].asks.values():
+        if not ask.over.isdisjoint(ask.parts):
+            return f"bounds: n{node.number} begins a part of request {ask.generation} anew that is over"
     deferred = node.machine._regions[REGION].deferred
     if node.machine.deferred != len(deferred):
         return f"bounds: n{node.number} counts {node.machine.deferred} deferred messages, there are {len(deferred)}"

@@ -14,6 +14,7 @@ from nodes.effects import Expedite, Send, Supply
 
 from .explore import Found, Move, State, World
 from .sides import LEFT, Event, Sent, directory_step, message_of, node_step
+from .stepwise import Post, Protect
 
 
 def conversation(world: World, found: Found) -> str:
@@ -89,6 +90,8 @@ def _what(where: int, event: Event) -> str:
     if kind == "leave":
         cuts = ", ".join(f"the last {n} to {side(c.to)}" for c, n in rest[0])
         return f"leave {me}" + (f"; lost with it: {cuts}" if cuts else "")
+    if kind == "go on":
+        return f"{me} goes on"
     if kind == "frame":
         return f"{me} sends a frame to {side(rest[0])}"
     if kind == "hold":
@@ -109,9 +112,11 @@ def _heard(where: int, each: Any) -> Iterator[str]:
         m = each.fetch
         steps = [*(["protect"] if each.protect else []), "read", *([] if m.keep else ["drop"])]
         yield f"{side(where)}: {', '.join(steps)} {span(m.start, m.count)}"
+    elif isinstance(each, Protect):
+        yield f"{side(where)}: protect {span(each.fetch.start, each.fetch.count)}"
     elif isinstance(each, Expedite):
         yield f"{side(where)}: p{each.hurry.page} goes first, for {side(each.hurry.requester)}"
-    elif not isinstance(each, Send):
+    elif not isinstance(each, Send | Post):
         yield f"{side(where)}: {Conversation(0)._effect(_named(each))}"
 
 

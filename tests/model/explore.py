@@ -5,8 +5,8 @@ frozen value, kept once. What a step does to a side, what a message adds to the 
 generations numbered anew or its nodes exchanged: all are kept by number, and worked out once.
 
 Nodes may be exchanged (*symmetry*) where no machine compares node ids. One thing does: when an owner evicts its copy,
-or leaves, the next holder in the order of ids, round and round, becomes its owner. So where pages are evicted, nodes
-may only be exchanged all together, each for the next.
+or leaves, the next holder in the order of ids, round and round, becomes its owner. So where pages are evicted or nodes
+leave, nodes may only be exchanged all together, each for the next.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class About(NamedTuple):
     """What is known of a value: the generations in it, as a bit mask (see _BITS), and what is wrong with it.
 
     ``last``: a node's last generation, at its place in such a mask too. ``view``: the number of a node's View; of the
-    directory, what it says of the pages. ``open``: has the directory a transaction open?
+    directory, what it says of the pages. ``open``: has the directory a transaction open; is a node amid a step?
     """
 
     generations: int
@@ -99,7 +99,7 @@ class Move(NamedTuple):
 def exchanges(how: Configuration) -> list[tuple[int, ...]]:
     """The ways to exchange nodes that no machine can tell: node ``i`` becomes node ``order[i - 1]``."""
     sides = list(range(1, how.nodes + 1))
-    if how.nodes > 2 and "evict" in how.operations:
+    if how.nodes > 2 and (how.departures or "evict" in how.operations):
         return [tuple(sides[turn:] + sides[:turn]) for turn in range(how.nodes)]
     return list(permutations(sides))
 
@@ -109,7 +109,7 @@ class World:
 
     def __init__(self, how: Configuration, symmetry: bool = True) -> None:
         self.how = how
-        self.symmetric = symmetry and not how.departures and how.nodes > 1
+        self.symmetric = symmetry and not how.programs and how.nodes > 1
         self.exchanges = exchanges(how)
         self.sides = range(1, how.nodes + 1)
         self.directories = Interned(self._look_at_directory)
@@ -156,7 +156,8 @@ class World:
         node = make_node(side, frozen, self.how, Stage(self.how))
         last = node.machine._generation << _BITS * side
         view = self.views.number(checks.view(node, self.how.pages))
-        return About(_generations(frozen, side), checks.node_alone(node, self.how), last, view)
+        in_between = checks.in_between(node)
+        return About(_generations(frozen, side), checks.node_alone(node, self.how), last, view, in_between)
 
     def _look_at_network(self, network: Network) -> About:
         found = [0]
@@ -191,6 +192,8 @@ class World:
                 for channel, packet, rest in pops(self.networks.values[network])
             ]
         for to, event, rest in events:
+            if to and self.nodes[to].about[state[to]].open:  # it does one thing after the other
+                continue
             yield self._move(state, to, event, rest, canonical)
         for side in self.sides:
             here = state[side]
@@ -288,7 +291,7 @@ class World:
     # -- one name for what is the same ----------------------------------------------------------------------
 
     def canonical(self, state: State) -> State:
-        """The same state with its generations numbered from 1 and, if nobody may leave, its nodes in one order."""
+        """The same state with its generations numbered from 1 and, where they are alike, its nodes in one order."""
         generations = self.directories.about[state[0]].generations | self.networks.about[state[-1]].generations
         last = 0
         for side in self.sides:
@@ -359,13 +362,15 @@ class World:
 
     def _orbit(self, side: int, number: int) -> int:
         """A number for all that a node can be turned into by exchanging nodes."""
+        if number == GONE:
+            return GONE
         orbit = self._orbits.get((side, number))
         if orbit is None:
             frozen = self.nodes[side].values[number]
             forms = (rewritten(frozen, side, _exchanging(order)) for order in self.exchanges)
             orbit = min(
                 [
-                    self._forms.setdefault((order[side - 1], form), len(self._forms))
+                    self._forms.setdefault((order[side - 1], form), len(self._forms) + 1)
                     for order, form in zip(self.exchanges, forms, strict=True)
                 ]
             )
@@ -377,7 +382,8 @@ def _exchanging(order: tuple[int, ...]) -> Rewrite:
     def mask(nodes: int) -> int:
         return sum(1 << order[node - 1] for node in range(1, len(order) + 1) if nodes >> node & 1)
 
-    return Rewrite(node=lambda node: order[node - 1] if node else 0, mask=mask)
+    names = {f"n{node}": f"n{other}" for node, other in enumerate(order, 1)}
+    return Rewrite(node=lambda node: order[node - 1] if node else 0, name=lambda name: names.get(name, name), mask=mask)
 
 
 def _collecting(found: list[int]) -> Rewrite:

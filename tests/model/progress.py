@@ -82,7 +82,7 @@ class _Neighbours:
 
 
 def _ints(values: Any) -> Ints:
-    return np.frombuffer(values, np.uint32).astype(np.int64) if len(values) else np.zeros(0, np.int64)
+    return np.frombuffer(values, np.uint32) if len(values) else np.zeros(0, np.uint32)
 
 
 def digraph(graph: Graph, among: Ints | None = None) -> nx.DiGraph:

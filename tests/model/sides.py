@@ -12,11 +12,23 @@ from dsm.constants import EXTENT_BYTES
 from dsm.wire import MemberLeft, Message
 from nodes.machine import NodeMachine
 
-from .state import LATEST, Freezer, Frozen, Thawer, freeze_directory, freeze_node, thaw_directory, thaw_node
+from .state import (
+    LATEST,
+    OUTDATED,
+    Freezer,
+    Frozen,
+    Thawer,
+    freeze_directory,
+    freeze_node,
+    thaw_directory,
+    thaw_node,
+    with_todo,
+)
+from .stepwise import StepwiseNode
 
 Event = tuple[Any, ...]
 """``(kind, argument, ...)``: what happens to a side. Kinds: those of :data:`NEW`, "retry", "fault", "hold", "frame"
-(to a requester), and "get" (source, bulk, message, contents)."""
+(to a requester), "go on" (with the effects of the last step), and "get" (source, bulk, message, contents)."""
 
 NEW: Final = frozenset(("load", "store", "prefetch", "ahead", "evict", "detach", "leave"))
 """Kinds of events that somebody may think of; all others must happen sooner or later."""
@@ -31,7 +43,9 @@ class Configuration(NamedTuple):
     """What is explored. ``budgets``: for each node, how many operations it may begin, any of ``operations``;
     ``applications`` of each node, ``threads`` of each of these; ``departures``: nodes that may be lost; ``patient``: a
     hold outlasts the retry of its thread, else it may end at any time. ``before``: events, each with its node, that
-    have happened and come to an end before anything else may begin."""
+    have happened and come to an end before anything else may begin. ``programs``: if any, the operations that each node
+    begins, in this order, in place of any; its budget is their number. ``stepwise``: the effects of one step of a node
+    happen one by one, and whatever others and its own threads may do happens between them."""
 
     budgets: tuple[int, ...]
     pages: int = 1
@@ -41,13 +55,27 @@ class Configuration(NamedTuple):
     frame_pages: int = 1
     departures: int = 0
     patient: bool = True
+    stepwise: bool = False
     before: tuple[tuple[int, Event], ...] = ()
+    programs: tuple[tuple[Event, ...], ...] = ()
     node_class: type[NodeMachine] = NodeMachine
     directory_class: type[PageMachine] = PageMachine
 
     @property
     def nodes(self) -> int:
         return len(self.budgets)
+
+    def may_begin(self, number: int, event: Event, budget: int) -> bool:
+        """May a node, which has so much of its budget left, begin this operation?"""
+        if not self.programs:
+            return event[0] in self.operations
+        program = (*(event for side, event in self.before if side == number), *self.programs[number - 1])
+        return program[len(program) - budget] == event
+
+
+def programmed(*programs: tuple[Event, ...], **rest: Any) -> Configuration:
+    """Each node begins these operations in this order."""
+    return Configuration(tuple(map(len, programs)), programs=programs, **rest)
 
 
 class Sent(NamedTuple):
@@ -117,7 +145,7 @@ def message_of(frozen: Frozen) -> Message:
 def make_node(number: int, frozen: Frozen | None, how: Configuration, stage: Stage) -> Node:
     """A node in this state, or at its start."""
     applications = 0 if frozen is not None else how.applications
-    node = Node(stage, number, applications, how.threads)
+    node = (StepwiseNode if how.stepwise else Node)(stage, number, applications, how.threads)
     if how.node_class is not NodeMachine:
         node.machine = how.node_class(number)
         node.machine.add_region(REGION, how.pages, stage.page_size)
@@ -145,6 +173,8 @@ def node_step(
     try:
         HAPPEN[event[0]](node, *event[1:])
         after = freeze_node(node, how.pages, budget)
+        if stage.stored != NOTHING:
+            after = with_todo(after, lambda page, value: OUTDATED if page == stage.stored else value)
     except Exception as error:
         return Outcome(frozen, wrong=f"unhandled: n{number}: {type(error).__name__}: {error}")
     wrong = ""
@@ -198,6 +228,11 @@ def _get(node: Node, source: int, bulk: bool, message: Frozen, contents: tuple[i
     node.receive(Packet(message_of(message), list(contents)))
 
 
+def _go_on(node: Node) -> None:
+    assert isinstance(node, StepwiseNode)
+    node.go_on()
+
+
 HAPPEN: Final[dict[str, Callable[..., None]]] = {
     "load": _access(False),
     "store": _access(True),
@@ -209,6 +244,7 @@ HAPPEN: Final[dict[str, Callable[..., None]]] = {
     "fault": _fault,
     "hold": lambda node: node.expire_hold(),
     "frame": _frame,
+    "go on": _go_on,
     "get": _get,
 }
 
@@ -217,8 +253,11 @@ def node_events(number: int, frozen: Frozen, how: Configuration) -> list[Event]:
     """What may happen to a node next, beside the messages that are on their way to it."""
     node = make_node(number, frozen, how, Stage(how))
     events = list(_under_way(node, how))
-    if budget_of(frozen):
-        events += [event for event in _thought_of(node, how) if event[0] in how.operations]
+    if isinstance(node, StepwiseNode) and node.todo:  # until then the agent does nothing else
+        events = [("go on",), *(event for event in events if event[0] == "retry")]
+    budget = budget_of(frozen)
+    if budget:
+        events += [event for event in _thought_of(node, how) if how.may_begin(number, event, budget)]
     return events
 
 
@@ -237,12 +276,14 @@ def _under_way(node: Node, how: Configuration) -> Iterator[Event]:
                 yield ("fault", a, t)
     if node.holds and not (how.patient and node.holds[0] in retrying):
         yield ("hold",)
-    for requester in sorted(node.bulk.requesters()):
+    for requester in sorted({frame.fetch.requester for frame in node.bulk}):
         yield ("frame", requester)
 
 
 def _thought_of(node: Node, how: Configuration) -> Iterator[Event]:
     runs = [(a, b) for a in range(how.pages) for b in range(a + 1, how.pages + 1)]
+    if isinstance(node, StepwiseNode) and node.todo:
+        runs = []
     for a, application in enumerate(node.applications):
         if any(thread.access is None for thread in application.threads):
             for page in range(how.pages):
@@ -252,7 +293,8 @@ def _thought_of(node: Node, how: Configuration) -> Iterator[Event]:
             for write in (False, True):
                 yield ("prefetch", a, start, stop, write)
                 yield ("ahead", a, start, stop, write)
-        yield ("detach", a)
+        if runs:
+            yield ("detach", a)
     for start, stop in runs:
         yield ("evict", start, stop)
 

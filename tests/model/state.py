@@ -22,9 +22,13 @@ from typing import Any, Final, NamedTuple
 
 from simulated_cluster import Application, Node, Thread
 
-from directory.holdings import Holding, Holdings
+from directory.holdings import Holding, Holdings, nodes_in
 from directory.machine import PageMachine
 from dsm.pagetable import PageTable
+from dsm.wire import Data
+from nodes.effects import Install
+
+from .stepwise import Post, StepwiseNode
 
 Frozen = Any
 """Nested tuples ``(type, item, ...)`` with plain values at the leaves; hashable."""
@@ -46,6 +50,12 @@ class Held(NamedTuple):
     place: int
 
 
+class Members(NamedTuple):
+    """The nodes that the directory counts as members, as a bit mask."""
+
+    copies: int
+
+
 class Side(NamedTuple):
     """A node: its machine, and what its shell knows. ``budget``: operations that it may still begin."""
 
@@ -54,6 +64,7 @@ class Side(NamedTuple):
     applications: Frozen
     holds: Frozen
     bulk: Frozen
+    todo: Frozen  # what is left of the last step, where effects happen one by one
     budget: int
 
 
@@ -89,13 +100,14 @@ SHELL: Final[dict[type[Any], frozenset[str]]] = {
     cls: frozenset(fields.split())
     for cls, fields in {
         Node: "cluster number machine memory applications holds bulk _effects",
+        StepwiseNode: "cluster number machine memory applications holds bulk todo _effects",
         Application: "node name threads unprotected poisoned prefetches",
         Thread: "application access asleep reported",
     }.items()
 }
 """The fields of the simulated shell, which is frozen by hand: a test compares."""
 
-NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner"))
+NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner", "to"))
 MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
 PLAIN_FIELDS: Final = frozenset(
@@ -123,10 +135,20 @@ PLAIN_FIELDS: Final = frozenset(
         "applications",
         "holds",
         "bulk",
+        "todo",
         "budget",
+        "payload",
+        "contents",
+        "write",
+        "protect",
+        "target",
+        "waiter",
+        "waiters",
+        "hurry",
+        "message",
     )
 )
-"""Fields of messages and other named tuples that are rewritten by their own type only."""
+"""Fields of messages, effects and other named tuples that are rewritten by their own type only."""
 ROLES: Final = NODE_FIELDS | MASK_FIELDS | HOLDING_FIELDS | PLAIN_FIELDS | {"generation"}
 
 
@@ -216,7 +238,7 @@ def freeze_directory(machine: PageMachine, members: set[int], exact: bool) -> Fr
     assert exact or known == [numbers[holdings[number]] for number in known], "two numbers mean the same holding"
     held = {number: (Held, *holdings[number], place if exact else 0) for place, number in enumerate([0, *known])}
     extra = (held[number] for number in known if number not in used)
-    return (tuple, Freezer([], held).freeze(machine), (set, *sorted(members)), (tuple, *extra))
+    return (tuple, Freezer([], held).freeze(machine), (Members, sum(1 << node for node in members)), (tuple, *extra))
 
 
 def _used(machine: PageMachine) -> set[int]:
@@ -232,7 +254,8 @@ def freeze_node(node: Node, pages: int, budget: int) -> Frozen:
     memory = (tuple, *(node.memory.get(page, HOLE) for page in range(pages)))
     applications = (tuple, *map(_freeze_application, node.applications))
     holds = (deque, *node.holds)
-    return (Side, freezer.freeze(node.machine), memory, applications, holds, freezer.freeze(node.bulk), budget)
+    bulk, todo = freezer.freeze(node.bulk), freezer.freeze(node.todo if isinstance(node, StepwiseNode) else deque())
+    return (Side, freezer.freeze(node.machine), memory, applications, holds, bulk, todo, budget)
 
 
 def _freeze_application(application: Application) -> Frozen:
@@ -298,7 +321,7 @@ def thaw_directory(frozen: Frozen, cls: type[PageMachine]) -> tuple[PageMachine,
     holdings._holdings = [Holding(*held[1:-1]) for held in known]
     holdings._numbers = {h: n for n, h in reversed(list(enumerate(holdings._holdings)))}
     Thawer([], {held: number for number, held in enumerate(known)}).into(machine, inner)
-    return machine, set(members[1:])
+    return machine, set(nodes_in(members[1]))
 
 
 def _find_held(frozen: Frozen, found: set[Frozen]) -> None:
@@ -311,12 +334,14 @@ def _find_held(frozen: Frozen, found: set[Frozen]) -> None:
 
 def thaw_node(frozen: Frozen, node: Node) -> None:
     """Give a new node, which has no applications yet, its state."""
-    _, machine, memory, applications, holds, bulk, _ = frozen
+    _, machine, memory, applications, holds, bulk, todo, _ = frozen
     node.memory = {page: value for page, value in enumerate(memory[1:]) if value != HOLE}
     node.applications = [_thaw_application(node, i, each) for i, each in enumerate(applications[1:])]
     node.holds = deque(holds[1:])
     thawer = Thawer(node.applications)
     node.bulk = thawer.thaw(bulk)
+    if isinstance(node, StepwiseNode):
+        node.todo = thawer.thaw(todo)
     thawer.into(node.machine, machine)
 
 
@@ -336,11 +361,12 @@ def _thaw_application(node: Node, index: int, frozen: Frozen) -> Application:
 
 
 class Rewrite(NamedTuple):
-    """What to put in place of a generation of a node, of a node's last one, of a node, of a bit mask of nodes."""
+    """What to put in place of a generation of a node, of a node's last one, of a node, its name, a mask of nodes."""
 
     generation: Callable[[int, int], int] = lambda owner, number: number
     last: Callable[[int, int], int] = lambda owner, number: number
     node: Callable[[int], int] = lambda node: node
+    name: Callable[[str], str] = lambda name: name
     mask: Callable[[int], int] = lambda mask: mask
 
 
@@ -356,7 +382,7 @@ def rewritten(frozen: Frozen, owner: int, how: Rewrite, role: str = "") -> Froze
                 return how.node(frozen) if frozen else frozen
             if role in MASK_FIELDS:
                 return how.mask(frozen)
-        return frozen
+        return how.name(frozen) if type(frozen) is str else frozen
     cls = frozen[0]
     if cls in (list, deque, tuple):
         return (cls, *(rewritten(item, owner, how) for item in frozen[1:]))
@@ -367,10 +393,10 @@ def rewritten(frozen: Frozen, owner: int, how: Rewrite, role: str = "") -> Froze
         return frozen
     if cls is PageTable:
         return (*frozen[:2], *(rewritten(item, owner, how) for item in frozen[2:]))
-    if cls is Side:  # the shell knows of no other node, but for the bulk that it sends
+    if cls is Side:  # the shell knows of no other node, but for what it sends
         side = Side(*frozen[1:])
-        machine, bulk = rewritten(side.machine, owner, how), rewritten(side.bulk, owner, how)
-        return (cls, *side._replace(machine=machine, bulk=bulk))
+        machine, bulk, todo = (rewritten(part, owner, how) for part in (side.machine, side.bulk, side.todo))
+        return (cls, *side._replace(machine=machine, bulk=bulk, todo=todo))
     if issubclass(cls, tuple):
         owner = _owner(cls, frozen, owner)
         return (cls, *(rewritten(item, owner, how, name) for name, item in zip(cls._fields, frozen[1:], strict=True)))
@@ -385,8 +411,10 @@ def _key(key: int, owner: int, how: Rewrite, role: str) -> int:
 
 
 def _owner(cls: type[Any], frozen: Frozen, owner: int) -> int:
-    """Whose generation a message or transaction carries, if it says so itself."""
+    """Whose generation a message or transaction carries, if it says so itself, or the effect that it is part of."""
     fields = cls._fields
+    if "to" in fields:  # what is for a node answers it
+        return int(frozen[1 + fields.index("to")]) or owner
     if "requester" in fields:
         return int(frozen[1 + fields.index("requester")])
     if "generation" in fields and "node" in fields and type(frozen[1 + fields.index("node")]) is int:
@@ -396,7 +424,30 @@ def _owner(cls: type[Any], frozen: Frozen, owner: int) -> int:
 
 def with_contents(frozen: Frozen, page: int, value: int) -> Frozen:
     """A frozen node with other contents of a page, if it has any."""
+    frozen = with_todo(frozen, lambda each, before: value if each == page else before)
     memory = frozen[2]
     if memory[1 + page] == HOLE:
         return frozen
     return (*frozen[:2], (*memory[: 1 + page], value, *memory[2 + page :]), *frozen[3:])
+
+
+Contents = Callable[[int, Any], Any]
+"""What to put in place of the contents of a page."""
+
+
+def with_todo(frozen: Frozen, contents: Contents) -> Frozen:
+    """A frozen node with other contents in what it is about to do: install pages, or send those that it has read."""
+    if len(frozen[-2]) == 1:
+        return frozen
+    return (*frozen[:-2], (deque, *(_with_contents(effect, contents) for effect in frozen[-2][1:])), frozen[-1])
+
+
+def _with_contents(effect: Frozen, contents: Contents) -> Frozen:
+    if effect[0] is Install and effect[4] is not None:
+        start, at = effect[2], 4
+    elif effect[0] is Post:
+        start, at = Data(*effect[2][1:]).start, 3
+    else:
+        return effect
+    changed = (contents(start + place, value) for place, value in enumerate(effect[at][1:]))
+    return (*effect[:at], (list, *changed), *effect[at + 1 :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -20,7 +21,8 @@ from .explore import GONE, Move, State, World, explore
 from .network import Network, Packet
 from .progress import cyclic_core, digraph, without_end
 from .sides import HAPPEN, Configuration, first_node, frozen_message
-from .state import HOLE, LATEST, Frozen, Held, Unknown, freeze_directory, freeze_node
+from .state import HOLE, LATEST, Contents, Frozen, Held, Unknown, freeze_directory, freeze_node, with_todo
+from .stepwise import StepwiseNode
 
 
 class Live:
@@ -36,6 +38,9 @@ class Live:
             applications=how.applications,
             threads=how.threads,
         )
+        if how.stepwise:
+            for number in self.cluster.nodes:
+                self.cluster.nodes[number] = StepwiseNode(self.cluster, number, how.applications, how.threads)
 
     def do(self, move: Move) -> None:
         kind, *arguments = move.event
@@ -51,11 +56,10 @@ class Live:
 
     def node(self, side: int) -> Frozen:
         node = self.cluster.nodes[side]
-        fresh = [self._is_fresh(page, node.memory.get(page)) for page in range(self.how.pages)]
-        return as_compared(freeze_node(node, self.how.pages, 0), fresh)
+        return as_compared(freeze_node(node, self.how.pages, 0), self._is_fresh)
 
-    def _is_fresh(self, page: int, value: int | None) -> bool | None:
-        return None if value is None else value == self.cluster.latest[page]
+    def _is_fresh(self, page: int, value: int) -> bool | None:
+        return None if value == HOLE else value == self.cluster.latest[page]
 
     def channels(self) -> dict[Channel, list[Any]]:
         return {
@@ -67,9 +71,10 @@ class Live:
         return frozen_message(message), [self._is_fresh(start + i, value) for i, value in enumerate(contents)]
 
 
-def as_compared(frozen: Frozen, fresh: list[bool | None]) -> Frozen:
-    """A frozen node without its budget, and of its memory only what is fresh."""
-    return (*frozen[:2], fresh, *frozen[3:-1])
+def as_compared(frozen: Frozen, fresh: Contents) -> Frozen:
+    """A frozen node without its budget, and of its memory, and what is to come there, only what is fresh."""
+    memory = [fresh(page, value) for page, value in enumerate(frozen[2][1:])]
+    return (*frozen[:2], memory, *with_todo(frozen, fresh)[3:-1])
 
 
 def fresh(network: Network, page: int, value: int) -> bool | None:
@@ -100,8 +105,7 @@ def assert_same(world: World, at: State, live: Live) -> None:
         assert (side in live.cluster.nodes) == (at[side] != GONE)
         if at[side] != GONE:
             frozen = world.nodes[side].values[at[side]]
-            memory = [fresh(network, page, value) for page, value in enumerate(frozen[2][1:])]
-            assert as_compared(frozen, memory) == live.node(side)
+            assert as_compared(frozen, partial(fresh, network)) == live.node(side)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +115,10 @@ def assert_same(world: World, at: State, live: Live) -> None:
         Configuration((4, 4), pages=3, applications=2),
         Configuration((4, 4), pages=3, frame_pages=2, patient=False),
         Configuration((4, 4, 4), departures=2),
+        Configuration((4, 4, 4), stepwise=True),
+        Configuration((4, 4, 4), pages=2, stepwise=True, departures=1),
     ],
-    ids=["page", "runs", "frames", "departures"],
+    ids=["page", "runs", "frames", "departures", "stepwise", "stepwise with departures"],
 )
 def test_nothing_is_lost_between_two_steps(how: Configuration) -> None:
     """Step by step, frozen and thawed each time, a cluster does what one does that is left alone."""
@@ -135,7 +141,12 @@ def test_nothing_is_lost_between_two_steps(how: Configuration) -> None:
 
 def test_renumbered_generations_change_nothing() -> None:
     """What follows a state follows its canonical form: the same states, by their canonical names."""
-    for how in (Configuration((3, 3), pages=2), Configuration((2, 2, 2)), Configuration((2, 2, 2), departures=1)):
+    for how in (
+        Configuration((3, 3), pages=2),
+        Configuration((2, 2, 2)),
+        Configuration((2, 2, 2), departures=1),
+        Configuration((2, 2, 2), stepwise=True),
+    ):
         world = World(how)
         for seed in range(3):
             chance = Random(seed)
@@ -153,6 +164,9 @@ def test_renumbered_generations_change_nothing() -> None:
         Configuration((1, 1, 1), operations=("load", "store")),
         Configuration((2, 2, 2), operations=("load", "evict")),
         Configuration((1, 1), pages=2),
+        Configuration((1, 1, 1), operations=("load", "store"), stepwise=True),
+        Configuration((1, 1, 1), operations=("load", "store", "evict"), departures=2),
+        Configuration((1, 1), pages=2, operations=("load", "store"), departures=1),
     ],
 )
 def test_exchanging_nodes_leaves_no_state_out(how: Configuration) -> None:
@@ -197,9 +211,14 @@ def test_a_value_of_an_unknown_type_is_not_left_out() -> None:
 
 
 def test_the_fields_of_the_shell_are_those_that_are_frozen() -> None:
-    node = Node(Cluster(1, 1), 1, 1, 1)
+    node, stepwise = Node(Cluster(1, 1), 1, 1, 1), StepwiseNode(Cluster(1, 1), 1, 1, 1)
     application = node.applications[0]
-    shells: dict[type, Any] = {Node: node, Application: application, Thread: application.threads[0]}
+    shells: dict[type, Any] = {
+        Node: node,
+        StepwiseNode: stepwise,
+        Application: application,
+        Thread: application.threads[0],
+    }
     assert {cls: frozenset(vars(shell)) for cls, shell in shells.items()} == state.SHELL
 
 

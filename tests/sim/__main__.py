@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until there is something to tell, Ctrl-C ends this quietly.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import multiprocessing
 import os
@@ -9,23 +15,30 @@ import secrets
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from . import regressions
 from .run import Outcome, simulate
 
 _PROGRESS_S: Final = 5.0
 _LARGE_NODES: Final = 1000
 _FRESH_SEEDS: Final = 1 << 32
+_INTERRUPTED: Final = 130
+"""What a shell makes of a process that SIGINT has ended."""
 
 
 class _Tally:
     """Adds up what the seeds came to, and shows it."""
 
-    def __init__(self, wanted: int, quiet: bool) -> None:
+    def __init__(self, wanted: int, quiet: bool, file: Path) -> None:
         self.wanted = wanted
         self.quiet = quiet
+        self.file = file
         self.started = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.done = self.events = 0
@@ -40,12 +53,23 @@ class _Tally:
         self.counts.update(outcome.counts)
         if outcome.failure:
             self.failures.append(outcome)
-            print(f"{outcome.failure}replay: {outcome.replay_command}\n", file=sys.stderr, flush=True)
+            print(f"{outcome.failure}replay: {outcome.replay_command}", file=sys.stderr)
+            print(f"{self._remember(outcome)}\n", file=sys.stderr, flush=True)
         if not self.quiet and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _PROGRESS_S
-            print(
-                f"{self.done} of {self.wanted} seeds, {self.rate:.1f} seeds/s, {len(self.failures)} failed", flush=True
-            )
+            print(self.progress, flush=True)
+
+    def _remember(self, outcome: Outcome) -> str:
+        try:
+            added = regressions.add(outcome, self.file)
+        except OSError as error:
+            return f"seed {outcome.seed} could not be added to {self.file}: {error.strerror}"
+        there = "now a line of" if added else "a line of already:"
+        return f"seed {outcome.seed} is {there} {self.file}, which `make test` replays"
+
+    @property
+    def progress(self) -> str:
+        return f"{self.done} of {self.wanted} seeds, {self.rate:.1f} seeds/s, {len(self.failures)} failed"
 
     @property
     def rate(self) -> float:
@@ -75,6 +99,19 @@ class _Tally:
             print(f"FAILED: {command}")
 
 
+def _outcomes(tasks: list[tuple[int, int | None, int]], workers: int) -> Iterator[Outcome]:
+    if workers == 1:
+        yield from map(simulate, tasks)
+        return
+    # Ctrl-C is for this process, which ends the others: they inherit the mask, which multiprocessing's tracker of
+    # resources lifts when it is started.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from pool.imap_unordered(simulate, tasks, chunksize=1)
+
+
 @click.command()
 @click.option("--seeds", type=click.IntRange(1), default=1000, show_default=True, help="How many seeds to run.")
 @click.option("--first", type=int, help="The first of them.  [default: fresh ones]")
@@ -83,6 +120,13 @@ class _Tally:
 @click.option("--large", default=1, show_default=True, help=f"How many runs of {_LARGE_NODES} nodes to add.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes to run them in.  [default: one a core]")
 @click.option("--lines", default=60, show_default=True, help="Lines of the trace of a failing seed to print.")
+@click.option(
+    "--regressions",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=regressions.FILE,
+    help="Where a seed that fails is added.  [default: regressions.txt beside this program]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(
     seeds: int,
@@ -92,6 +136,7 @@ def main(
     large: int,
     jobs: int | None,
     lines: int,
+    file: Path,
     as_json: bool,
 ) -> None:
     """Simulate whole clusters with faults, everything drawn from one seed each."""
@@ -101,18 +146,18 @@ def main(
         first = secrets.randbelow(_FRESH_SEEDS)
     tasks = [(number, nodes, lines) for number in range(first, first + seeds)]
     tasks[:0] = [(first + number, _LARGE_NODES, lines) for number in range(large)]
-    if not as_json:
-        added = f" and {large} of {_LARGE_NODES} nodes" if large else ""
-        print(f"seeds {first} to {first + seeds - 1}{added}", flush=True)
-    tally = _Tally(len(tasks), as_json)
-    workers = min(jobs or os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        for task in tasks:
-            tally.add(simulate(task))
-    else:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for outcome in pool.imap_unordered(simulate, tasks, chunksize=1):
-                tally.add(outcome)
+    tally = _Tally(len(tasks), as_json, file)
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not as_json:
+            added = f" and {large} of {_LARGE_NODES} nodes" if large else ""
+            print(f"seeds {first} to {first + seeds - 1}{added}", flush=True)
+        for outcome in _outcomes(tasks, min(jobs or os.cpu_count() or 1, len(tasks))):
+            tally.add(outcome)
+    except KeyboardInterrupt:
+        print(f"interrupted: {tally.progress}", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     if as_json:
         print(json.dumps(tally.report(), indent=2))
     else:

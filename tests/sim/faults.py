@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from dsm.constants import LEASE_S
 
 from .cluster import SimulatedCluster
 from .host import Host
-from .network import DIRECTORY
+from .network import DIRECTORY, Channel
 from .world import MS, US, S
 
 _LEASE: Final = int(LEASE_S * S)
@@ -63,6 +64,21 @@ class Faults:
         me = host.number
         self._count("cut connection", host)
         self._cut(lambda a, b: (a, b) == (me, other) or (not one_way and (b, a) == (me, other)), self._short())
+
+    def _broken_connection(self, host: Host, hosts: list[Host]) -> None:
+        """Connections break while both ends live: what was under way is lost, and they are made again after a while."""
+        other = self._chance.choice([DIRECTORY, *(o.number for o in hosts if o is not host)])
+        channels = self._cluster.network.channels_between(host.number, other)
+        if channels:
+            self._count("broken connection", host)
+        for channel in channels:
+            channel.break_off()
+            self._heal_after(self._short(), partial(self._connect_again, channel))
+
+    def _connect_again(self, channel: Channel) -> None:
+        channel.connect_again()
+        if channel.bulk:
+            self._cluster.sender_may_go_on(channel.source)
 
     def _partition(self, host: Host, hosts: list[Host]) -> None:
         """Two groups of nodes, and the directory with one of them, do not hear each other for a while."""
@@ -154,6 +170,7 @@ class Faults:
 
 MILD: Final[dict[str, Callable[[Faults, Host, list[Host]], None]]] = {
     "cut connection": Faults._cut_connection,
+    "broken connection": Faults._broken_connection,
     "partition": Faults._partition,
     "slow link": Faults._slow_link,
     "stopped agent": Faults._stopped_agent,

@@ -66,7 +66,7 @@ def open_requests(pager: Pager) -> Iterator[tuple[int, int]]:
 
 def busy_on_node(pager: Pager, applications: Any) -> list[str]:
     """What is under way or waits on a node: nothing, when all is quiet."""
-    found = [f"{len(pager.bulk.requesters())} bulk transfers"] if pager.bulk else []
+    found = [f"{len({frame.fetch.requester for frame in pager.bulk})} bulk transfers"] if pager.bulk else []
     if pager.machine.deferred:
         found.append(f"{pager.machine.deferred} deferred messages")
     for number, region in pager.machine._regions.items():

@@ -1,7 +1,9 @@
 """The simulated network: connections that keep their order, each with delays of its own.
 
 A connection between two hosts that is cut delivers nothing until it is mended; then it goes on where it stopped, as TCP
-does after a pause. What a host has sent when it dies may arrive or not, from some point on nothing.
+does after a pause. One that breaks loses what is under way, and is made again after a while: then the production's
+:class:`~dsm.session.Session` of each end decides what is sent again. What a host has sent when it dies may arrive or
+not, from some point on nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from dsm import wire
+from dsm.session import HEAD, Session
+from nodes.outgoing import Outgoing
 
 from .world import US, World
 
 DIRECTORY: Final = 0
 BULK_FRAMES_MAX: Final = 4
-"""What a bulk connection takes before its sender has to wait: dsm/transport.py has two frames in each of two queues."""
+"""What a bulk connection takes before its sender has to wait: what its buffers hold (dsm/stream.py)."""
+
+
+_NAME: Final = bytes(16)
 
 
 class Packet(NamedTuple):
@@ -24,6 +31,7 @@ class Packet(NamedTuple):
     message: wire.Message
     data: bytes
     payload: bytes | None
+    frame_bytes: int
 
 
 Deliver = Callable[["Channel", Packet], None]
@@ -32,7 +40,10 @@ Deliver = Callable[["Channel", Packet], None]
 class Channel:
     """One direction of one connection from host ``source`` to host ``to``."""
 
-    __slots__ = ("bulk", "deliver", "name", "network", "packets", "scheduled", "source", "to")
+    __slots__ = (
+        "_receiver", "_sender", "broken", "bulk", "deliver", "ended", "name", "network", "packets", "scheduled",
+        "source", "to",
+    )  # fmt: skip
 
     def __init__(self, network: Network, source: int, to: int, bulk: bool, deliver: Deliver) -> None:
         self.network = network
@@ -42,15 +53,25 @@ class Channel:
         self.deliver = deliver
         self.packets: deque[Packet] = deque()
         self.scheduled = False
+        self.broken = False
+        self.ended = False  # its sender has closed it, or died
+        self._sender, self._receiver = Session(_NAME), Session(_NAME)
         self.name = f"{_name(source)}{'~' if bulk else ''}", _name(to)
 
     def send(self, message: wire.Message, payload: bytes | None = None) -> None:
+        frame = self._sender.frame(wire.encode(message), payload or b"")
+        if not self.broken:
+            self._enqueue(frame)
+
+    def _enqueue(self, frame: bytes) -> None:
+        length, payload_length, _ = HEAD.unpack_from(frame)
+        data, payload = frame[HEAD.size : HEAD.size + length], frame[HEAD.size + length :] or None
         network = self.network
         delay = network.delay(self.source, self.to)
-        arrives = network.world.now + delay + (len(payload) >> 3 << 3 if payload else 0)  # a byte a nanosecond
+        arrives = network.world.now + delay + (payload_length >> 3 << 3)  # a byte a nanosecond
         if self.packets:
             arrives = max(arrives, self.packets[-1].arrives)
-        self.packets.append(Packet(arrives, message, wire.encode(message), payload))
+        self.packets.append(Packet(arrives, wire.decode(data), data, payload, len(frame)))
         self._schedule()
 
     def _schedule(self) -> None:
@@ -68,6 +89,9 @@ class Channel:
             return
         packet = self.packets.popleft()
         self._schedule()
+        if self._receiver.arrived(packet.frame_bytes):
+            self._receiver.acknowledgement()
+            self._sender.acknowledge(self._receiver.received)
         self.network.world.note_message(*self.name, packet.message, packet.data)
         self.deliver(self, packet)
 
@@ -76,8 +100,21 @@ class Channel:
         self.scheduled = False
         self._schedule()
 
+    def break_off(self) -> None:
+        """The connection breaks: nothing that is under way arrives."""
+        self.broken = True
+        self.packets.clear()
+
+    def connect_again(self) -> None:
+        """There is another connection: each end tells what it has."""
+        if self.broken and not self.ended:
+            self.broken = False
+            for frame in self._sender.resume(self._receiver.received):
+                self._enqueue(frame)
+
     def lose(self, keep: int) -> None:
-        """Only the first ``keep`` packets under way will arrive."""
+        """The sender has gone: only the first ``keep`` packets under way will arrive."""
+        self.ended = True
         while len(self.packets) > keep:
             self.packets.pop()
 
@@ -112,7 +149,12 @@ class Network:
         for bulk in (False, True):
             channel = self._channels.pop((source, to, bulk), None)
             if channel is not None:
+                channel.ended = True
                 channel.packets.clear()
+
+    def channels_between(self, a: int, b: int) -> list[Channel]:
+        """Those of two hosts, both ways."""
+        return [channel for channel in self._channels.values() if {channel.source, channel.to} == {a, b}]
 
     def delay(self, source: int, to: int) -> int:
         low, high = self._delays
@@ -159,6 +201,7 @@ class Links:
         self._to_peer = to_peer
         self._to_directory = to_directory
         self._members: set[int] = set()
+        self._outgoing = Outgoing()
 
     def knows(self, nodes: Iterable[int]) -> None:
         """These were members before this one began to listen."""
@@ -174,11 +217,21 @@ class Links:
 
     def send(self, to: int, message: wire.Message) -> None:
         if not to:
-            self._network.channel(self.node, DIRECTORY, False, self._to_directory).send(message)
+            self._send_all(self._outgoing.send(message))
+            if self._outgoing.waits is not None:
+                self._network.world.after(self._network.world.spread(1 * US, 60 * US), self._flush)
             return
         channel = self._channel(to, False)
         if channel is not None:
             channel.send(message)
+
+    def _flush(self) -> None:
+        if self.node not in self._network.gone:
+            self._send_all(self._outgoing.flush())
+
+    def _send_all(self, messages: list[wire.Message]) -> None:
+        for message in messages:
+            self._network.channel(self.node, DIRECTORY, False, self._to_directory).send(message)
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         channel = self._channel(to, bulk)
@@ -187,7 +240,7 @@ class Links:
 
     def takes_bulk(self, node: int) -> bool:
         channel = self._channel(node, True)
-        return channel is None or len(channel.packets) < BULK_FRAMES_MAX
+        return channel is None or (not channel.broken and len(channel.packets) < BULK_FRAMES_MAX)
 
     def _channel(self, to: int, bulk: bool) -> Channel | None:
         if to not in self._members:  # it has just left

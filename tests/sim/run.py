@@ -132,7 +132,7 @@ class Run:
 
 
 class Outcome(NamedTuple):
-    """What one seed came to; ``failure`` is empty if it went well."""
+    """What one seed came to; ``failure``, and what it was in short, are empty if it went well."""
 
     seed: int
     nodes: int | None
@@ -141,6 +141,7 @@ class Outcome(NamedTuple):
     simulated_s: float
     counts: dict[str, int]
     trace_hash: str
+    what: str
 
     @property
     def replay_command(self) -> str:
@@ -153,10 +154,10 @@ def simulate(task: tuple[int, int | None, int]) -> Outcome:
     """Run one seed: with a number of nodes, or as drawn; with so many lines of its trace if it fails."""
     seed, nodes, lines = task
     run = Run(seed, nodes)
-    failure = ""
+    failure = what = ""
     try:
         run.execute()
     except Exception as error:
-        failure = run.describe_failure(error, lines)
+        failure, what = run.describe_failure(error, lines), f"{type(error).__name__}: {error}"
     world = run.world
-    return Outcome(seed, nodes, failure, world.events, world.now / S, dict(world.counts), world.trace_hash)
+    return Outcome(seed, nodes, failure, world.events, world.now / S, dict(world.counts), world.trace_hash, what)

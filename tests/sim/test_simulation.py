@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 import nodes.memory
 from directory.cluster import Cluster, Outgoing
@@ -18,22 +21,19 @@ from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import wire
 from dsm.constants import PAGE_BYTES
+from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
 from nodes.memory import RegionMemory
 from nodes.pager import Pager
 
+from . import regressions
+from .__main__ import main
 from .run import simulate
 
 TREE = Path(__file__).resolve().parents[2]
 LINES = 80
 BUG_SEEDS = 120
-
-
-def regressions() -> list[tuple[int, int | None]]:
-    lines = (Path(__file__).parent / "regressions.txt").read_text().splitlines()
-    fields = [line.partition("#")[0].split() for line in lines]
-    return [(int(seed), int(rest[0]) if rest else None) for seed, *rest in filter(None, fields)]
 
 
 def demand_success(seed: int, nodes: int | None = None) -> None:
@@ -42,7 +42,7 @@ def demand_success(seed: int, nodes: int | None = None) -> None:
         pytest.fail(f"{outcome.failure}\nreplay: {outcome.replay_command}", pytrace=False)
 
 
-@pytest.mark.parametrize(("seed", "nodes"), regressions())
+@pytest.mark.parametrize(("seed", "nodes"), regressions.known())
 def test_what_once_failed(seed: int, nodes: int | None) -> None:
     demand_success(seed, nodes)
 
@@ -163,6 +163,21 @@ def acknowledge_before_dropping(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pager, "run", reordered)
 
 
+def send_nothing_again(patch: pytest.MonkeyPatch) -> None:
+    """What was under way when a connection broke is lost."""
+    patch.setattr(Session, "resume", lambda self, received: [])
+
+
+def send_everything_again(patch: pytest.MonkeyPatch) -> None:
+    """The first message that had arrived before a connection broke comes twice."""
+    resume = Session.resume
+
+    def generous(self: Session, received: int) -> list[bytes]:
+        return [*self.kept][: received - self.acknowledged] + resume(self, received)
+
+    patch.setattr(Session, "resume", generous)
+
+
 def grant_a_lock_twice(patch: pytest.MonkeyPatch) -> None:
     def generous(self: SyncMachine, node: int, m: wire.Acquire) -> list[tuple[int, wire.Message]]:
         self._holder[m.name] = node, m.ticket
@@ -202,6 +217,8 @@ BUGS: list[Break] = [
     wake_nobody,
     acknowledge_before_dropping,
     leave_with_pages_readable,
+    send_nothing_again,
+    send_everything_again,
     grant_a_lock_twice,
     break_a_barrier_twice,
     forget_to_close,
@@ -215,3 +232,79 @@ def test_a_bug_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = next(filter(None, failures), "")
     print(failure)
     assert failure
+
+
+# --- campaigns -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A copy of the list of seeds that have failed, whose last line somebody has left open."""
+    copy = tmp_path / "regressions.txt"
+    copy.write_text(regressions.FILE.read_text().rstrip("\n"))
+    return copy
+
+
+def campaign(file: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        main, ["--first", "1000", "--large", "0", "--jobs", "1", "--regressions", f"{file}", *arguments]
+    )
+
+
+def test_a_seed_that_fails_becomes_a_line_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = regressions.known(file)
+    wake_nobody(monkeypatch)
+    ran = campaign(file, "--seeds", "3")
+    failed = [(seed, None) for seed in range(1000, 1003) if simulate((seed, None, 0)).failure]
+    assert ran.exit_code == 1 and failed
+    assert regressions.known(file) == before + failed
+    added = file.read_text().splitlines()[-len(failed) :]
+    for (seed, _), line in zip(failed, added, strict=True):
+        assert line.startswith(f"{seed} ") and "# SimulationError: no" in line
+        assert f"seed {seed} is now a line of {file}, which `make test` replays" in ran.stderr
+
+    again = campaign(file, "--seeds", "3")
+    assert regressions.known(file) == before + failed
+    assert again.stderr.count(f"is a line of already: {file}") == len(failed)
+
+
+def test_a_seed_that_fails_with_a_number_of_nodes_is_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = regressions.known(file)
+    wake_nobody(monkeypatch)
+    campaign(file, "--seeds", "3", "--nodes", "3")
+    failed = [(seed, 3) for seed in range(1000, 1003) if simulate((seed, 3, 0)).failure]
+    assert failed and regressions.known(file) == before + failed
+
+
+def test_a_campaign_without_failures_leaves_the_file_alone(file: Path) -> None:
+    before = file.read_text()
+    ran = campaign(file, "--seeds", "3")
+    assert ran.exit_code == 0, ran.stderr
+    assert file.read_text() == before
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_deaf(pid: str) -> bool:
+    """Is Ctrl-C nothing to this process?"""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
+
+
+@pytest.mark.parametrize(("jobs", "processes"), [(1, 0), (2, 3)], ids=["here", "apart"])  # one tracks resources
+def test_an_interrupted_campaign_says_how_far_it_got(jobs: int, processes: int, file: Path) -> None:
+    command = [sys.executable, "-m", "tests.sim", "--seeds", "100000", "--jobs", f"{jobs}", "--regressions", f"{file}"]
+    with subprocess.Popen(
+        command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("seeds ")
+        while len(children(process.pid)) < processes:
+            assert process.poll() is None
+        assert all(map(is_deaf, children(process.pid)))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, said = process.communicate()  # to its end: nobody is left who could say more
+    assert process.returncode == 130
+    assert re.fullmatch(r"interrupted: \d+ of 100001 seeds, \d+\.\d seeds/s, 0 failed\n", said)

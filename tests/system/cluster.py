@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
+from interrupting import postponed
+
 from dsm import launch, local, stream, wire
 
 LIMIT_S: Final = 60.0
@@ -339,4 +341,5 @@ def running(nodes: int) -> Iterator[Cluster]:
         yield cluster
         cluster.check()
     finally:
-        cluster.clean()
+        with postponed():
+            cluster.clean()
