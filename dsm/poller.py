@@ -77,9 +77,9 @@ class Poller:
         """One turn: wait until something is ready, at most ``timeout_s``, and handle it."""
         poll = self._poll
         ready = poll(0)
-        soon = self._soon
+        soon = tuple(self._soon)  # what is added from now on is for the next turn
         if soon:
-            self._soon = []
+            self._soon.clear()
         elif not ready and timeout_s:
             ready = self._linger()
             if not ready:

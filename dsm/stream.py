@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from dsm import wire
 from dsm.address import check_address, host_of, port_of
-from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES, LEASE_S
+from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES
 from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
@@ -301,7 +301,7 @@ class Caller(Link):
     ``bulk``: what is sent waits here rather than in the kernel. ``error``: why the conversation is over, if it is.
     """
 
-    __slots__ = ("_address", "_bulk", "_family", "_greeting", "_known", "error")
+    __slots__ = ("_address", "_bulk", "_dialed_s", "_family", "_greeting", "_known", "error")
 
     def __init__(
         self,
@@ -317,6 +317,7 @@ class Caller(Link):
         self._bulk = bulk
         self._greeting: _Greeting | None = None
         self._known = False
+        self._dialed_s = 0.0
         self.error: Exception | None = None
         self.look_after()
 
@@ -332,6 +333,7 @@ class Caller(Link):
                 if error.errno not in _EXHAUSTED:
                     raise
                 return
+            self._dialed_s = time.monotonic()
             _tune(sock)
             if self._bulk:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
@@ -348,7 +350,10 @@ class Caller(Link):
 
     def _break(self, error: Exception | None = None) -> None:
         self.error = error
+        again = self.connected and time.monotonic() - self._dialed_s > _REDIAL_S  # at once, if that is not all it does
         super()._break(error)
+        if again:
+            self.look_after()
 
     def _greeted(self, greeting: _Greeting, data: bytes) -> None:
         self._greeting = None
@@ -371,8 +376,9 @@ class Listener:
     """Takes the calls of others, on ``address`` (``tcp://IP:PORT``; ``*`` for any IP or port); ``self.address`` is
     what that really is. Nobody is heard before :meth:`start`.
 
-    A conversation whose connection broke is remembered while ``keeps`` says so of its name, but not for longer than a
-    lease. ``links``: by name. ``rejected``: connections on which no conversation came about.
+    A conversation whose connection broke is remembered while ``keeps`` says so of its name, whatever that takes: who is
+    still a member would miss what it was sent. ``links``: by name. ``rejected``: connections on which no conversation
+    came about.
     """
 
     def __init__(self, poller: Poller, address: str) -> None:
@@ -382,7 +388,7 @@ class Listener:
         self._poller = poller
         self._deliver: Deliver
         self._keeps: Callable[[bytes], bool]
-        self._adrift: dict[bytes, float] = {}  # since when, the oldest first
+        self._adrift: dict[bytes, None] = {}  # the oldest first
         self._greetings: dict[_Greeting, None] = {}  # the oldest first
         self._socket = _bind(address)
         self._listens = False
@@ -409,7 +415,7 @@ class Listener:
         now = time.monotonic()
         for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
             self._give_up(greeting)
-        for name in [n for n, since in self._adrift.items() if now - since > LEASE_S or not self._keeps(n)]:
+        for name in [n for n in self._adrift if not self._keeps(n)]:
             self._forget(name)
         self._listen()
 
@@ -470,7 +476,7 @@ class Listener:
         if error is not None or not self._keeps(link.name):
             self._forget(link.name)
             return
-        self._adrift[link.name] = time.monotonic()
+        self._adrift[link.name] = None
         if len(self._adrift) > _ADRIFT_MAX:
             self._forget(next(iter(self._adrift)))
 

@@ -73,8 +73,8 @@ OUTSIDE_WORLD = {
 }
 
 OUTSIDE_DSM = {
-    "client", "daemon", "embedded", "forking", "launch", "local", "memory", "poller", "region", "route", "stream", "sync",
-    "uffd",
+    "client", "daemon", "embedded", "forking", "launch", "local", "memory", "poller", "region", "route", "stream",
+    "sync", "uffd",
 }  # fmt: skip
 """Modules of dsm that are not pure: a pure module that imports one of them is not pure either."""
 

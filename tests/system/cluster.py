@@ -144,10 +144,10 @@ class Child:
         code = self.process.wait(LIMIT_S)
         for reader in self._readers:
             reader.join(LIMIT_S)
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             with contextlib.suppress(BrokenPipeError):
-                if stream:
-                    stream.close()
+                if pipe:
+                    pipe.close()
         return code
 
 

@@ -80,7 +80,9 @@ def random_messages(plan: random.Random, count: int) -> list[bytes]:
     while len(found) < count:
         kind = plan.randrange(len(wire.MESSAGES) + 2)
         fields = [random_values(plan) for _ in range(plan.randrange(9))]
-        data: bytes = msgpack.packb([plan.choice([PROTOCOL_VERSION] * 4 + [0, PROTOCOL_VERSION + 1, "1", None]), kind, *fields])
+        data: bytes = msgpack.packb(
+            [plan.choice([PROTOCOL_VERSION] * 4 + [0, PROTOCOL_VERSION + 1, "1", None]), kind, *fields]
+        )
         if plan.random() < 0.3:
             data = data[: plan.randrange(len(data) + 1)]
         if plan.random() < 0.2:

@@ -390,8 +390,9 @@ def test_a_node_of_another_version_is_told_so_by_the_directory(cluster: Cluster)
 def test_a_directory_of_another_version(cluster: Cluster) -> None:
     with Service() as directory:
         command, environment = launch.program("nodes")
+        path = cluster.home / "new.sock"
         node = subprocess.Popen(
-            [*command, "--directory", directory.address, "--listen", launch.LOOPBACK, "--socket", cluster.home / "new.sock"],
+            [*command, "--directory", directory.address, "--listen", launch.LOOPBACK, "--socket", path],
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         link, _ = directory.receive()

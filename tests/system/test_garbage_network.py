@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import pytest
-from cluster import LIMIT_S, Cluster, descriptors, until
+from cluster import Cluster, descriptors, until
 from noise import SEED, Probe, lawless, random_messages, strange_head, strange_opening
 from talker import Talker, connect, is_closed
 
@@ -171,8 +171,9 @@ def test_connections_on_which_no_conversation_comes_about(cluster: Cluster, prob
                 sock.shutdown(socket.SHUT_WR)
             assert is_closed(sock)
             sock.close()
-        until(lambda refused=refused, many=before + len(texts): refused() >= many, "all of it to be counted")  # type: ignore[misc]
-        assert refused() == before + len(texts)
+        after = before + len(texts)
+        until(lambda refused=refused, after=after: refused() >= after, "all of it to be counted")  # type: ignore[misc]
+        assert refused() == after
         until(lambda pid=pid, kept=kept: descriptors(pid) <= kept, "the connections to be closed")  # type: ignore[misc]
         probe()
 
