@@ -33,8 +33,7 @@ Handler = Callable[[int], None]
 
 class Poller:
     """Calls a handler whenever a descriptor is ready, and ``idle`` when none has been for a short moment, before it
-    sleeps. A context manager.
-    """
+    sleeps. A context manager."""
 
     def __init__(self) -> None:
         self.idle: Callable[[], None] = lambda: None

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from dsm import wire
 from dsm.address import check_address, host_of, port_of
-from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES
+from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES, LEASE_S
 from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
@@ -138,7 +138,8 @@ class Link:
 
     def send_all(self, messages: list[bytes]) -> None:
         """Send several messages at once."""
-        self._transmit(b"".join(map(self._session.frame, messages)))
+        frame = self._session.frame
+        self._transmit(frame(messages[0]) if len(messages) == 1 else b"".join(map(frame, messages)))
 
     def _transmit(self, frame: bytes) -> None:
         if self._unsent:
@@ -491,6 +492,10 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # What is not acknowledged for so long breaks the connection: another may find a way.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
+    # Nor does one stay for ever whose other end has vanished without a word, and to which nothing is sent.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(LEASE_S))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(CONNECT_TIMEOUT_S))
 
 
 def _resolve(address: str) -> tuple[int, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from dsm import constants, errors, route, stream, wire
 from dsm.poller import Poller
 from dsm.stream import Caller, Link, Listener
 from nodes.outgoing import Outgoing
+
+log = logging.getLogger("dsm.node")
 
 
 class Links:
@@ -72,8 +75,12 @@ class Links:
             caller.look_after()
 
     def _broken(self, link: Link, error: Exception | None) -> None:
-        if error is not None and link is self._callers[wire.DIRECTORY]:
+        if error is None:
+            return
+        if link is self._callers.get(wire.DIRECTORY):
             self._lost(str(error))
+        else:  # until that one has left the cluster, what it should have been sent is missing
+            log.error("a peer has ended its conversation with this node: %s", error)
 
     def close(self) -> None:
         """Say goodbye and close every socket."""
@@ -114,11 +121,12 @@ class Links:
 
     def flush(self) -> None:
         """Send what waits."""
-        self._send_all(self._outgoing.flush())
+        if self._outgoing.waits is not None:
+            self._send_all(self._outgoing.flush())
 
     def _send_all(self, messages: list[wire.Message]) -> None:
         if messages:
-            self._callers[wire.DIRECTORY].send_all([wire.encode(message) for message in messages])
+            self._callers[wire.DIRECTORY].send_all(list(map(wire.encode, messages)))
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""
