@@ -6,7 +6,8 @@ random order, so that nothing is read ahead.
 
 ============  =====================================================================================================
 round trip    4 KiB to another process and back
-three hops    a request through a second process to a third, which answers with 4 KiB: the way of a remote fault
+three hops    a request through a second process to a third, which answers with 4 KiB: the way of a remote fault; also
+              over bare TCP sockets
 local fault   a store to a page that a neighbour on the same node has written: the agent alone settles it
 first touch   a store to a page that nobody ever touched: one round trip to the directory
 remote read   a load from a page that is exclusive on the other node: three hops and 4 KiB
@@ -33,7 +34,7 @@ from benchmarks.floors import PAGE, Floors
 
 ROUNDS: Final = 20
 BATCH: Final = 100  # operations of each kind in a round
-KINDS: Final = ("round trip", "three hops", "local fault", "first touch", "remote read", "upgrade")
+KINDS: Final = ("round trip", "three hops", "three hops, TCP", "local fault", "first touch", "remote read", "upgrade")
 REGION: Final = "benchmark.fault_latency"
 
 
@@ -121,6 +122,7 @@ def measure(progress: Callable[[], None]) -> dict[str, list[int]]:
                 batch = pages[start : start + BATCH]
                 took["round trip"] += floors.round_trips(BATCH)
                 took["three hops"] += floors.three_hops(BATCH)
+                took["three hops, TCP"] += floors.three_hops_tcp(BATCH)
                 took["first touch"] += writer.ask("write", batch)
                 took["remote read"] += reader.ask("read", batch)
                 took["upgrade"] += writer.ask("write", batch)

@@ -2,13 +2,14 @@
 PORT...``
 
 ``round trip``: 4 KiB from a DEALER to a ROUTER and back. ``three hops``: the way of a remote fault through bare
-sockets of the same kinds (DEALER, ROUTER, DEALER, then PUSH, PULL with 4 KiB), in three processes. All of them block
-in ``recv``.
+sockets (DEALER, ROUTER, DEALER, then PUSH, PULL with 4 KiB), in three processes. ``three hops, TCP``: the same over
+bare TCP sockets, which dsm uses. All of them block until something comes.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -20,28 +21,30 @@ import zmq
 PAGE: Final = 4096
 _REQUEST: Final = bytes(20)  # as long as a request for a page
 _OWNER: Final = b"owner"
-_HOST: Final = "tcp://127.0.0.1"
+_REQUESTER: Final = b"r"
+_IP: Final = "127.0.0.1"
+_HOST: Final = f"tcp://{_IP}"
 
 
 def _echo() -> None:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        _tell(socket.bind_to_random_port(_HOST))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        _tell(router.bind_to_random_port(_HOST))
         while True:
-            socket.send_multipart(socket.recv_multipart())
+            router.send_multipart(router.recv_multipart())
 
 
 def _switch() -> None:
     """Pass every request on to the owner, as a directory does."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        _tell(socket.bind_to_random_port(_HOST))
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        _tell(router.bind_to_random_port(_HOST))
         owner = b""
         while True:
-            sender, message = socket.recv_multipart()
+            sender, message = router.recv_multipart()
             if message == _OWNER:
                 owner = sender
                 continue
-            socket.send(owner, zmq.SNDMORE)
-            socket.send(message)
+            router.send(owner, zmq.SNDMORE)
+            router.send(message)
 
 
 def _owner(switch: str, requester: str) -> None:
@@ -58,12 +61,44 @@ def _owner(switch: str, requester: str) -> None:
             answers.send(payload)
 
 
+def _tcp_switch() -> None:
+    """As ``_switch``: the first byte on a connection says whose it is."""
+    with socket.create_server((_IP, 0)) as listener:
+        _tell(listener.getsockname()[1])
+        ends = {}
+        for _ in range(2):
+            end = _tuned(listener.accept()[0])
+            ends[end.recv(1)] = end
+        while message := ends[_REQUESTER].recv(PAGE):
+            ends[_OWNER[:1]].sendall(message)
+
+
+def _tcp_owner(switch: str, requester: str) -> None:
+    """As ``_owner``."""
+    payload = bytes(PAGE)
+    with _tcp(switch, _OWNER[:1]) as requests, _tcp(requester, b"") as answers:
+        _tell(0)
+        while message := requests.recv(PAGE):
+            answers.sendall(message + payload)
+
+
+def _tcp(port: str | int, name: bytes) -> socket.socket:
+    end = _tuned(socket.create_connection((_IP, int(port))))
+    end.sendall(name)
+    return end
+
+
+def _tuned(end: socket.socket) -> socket.socket:
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return end
+
+
 def _tell(port: int) -> None:
     print(json.dumps(port), flush=True)
 
 
 class Floors:
-    """The other processes of both floors; ``round_trips(n)`` and ``three_hops(n)`` give nanoseconds of each of n."""
+    """The other processes of the floors; each method but ``close`` gives nanoseconds of each of n."""
 
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[str]] = []
@@ -75,6 +110,11 @@ class Floors:
         self._requests.connect(f"{_HOST}:{switch}")
         self._answers = self._context.socket(zmq.PULL)
         self._start("owner", str(switch), str(self._answers.bind_to_random_port(_HOST)))
+        with socket.create_server((_IP, 0)) as listener:
+            tcp_switch = self._start("tcp_switch")
+            self._tcp_requests = _tcp(tcp_switch, _REQUESTER)
+            self._start("tcp_owner", str(tcp_switch), str(listener.getsockname()[1]))
+            self._tcp_answers = _tuned(listener.accept()[0])
         time.sleep(0.2)  # until the owner's name has reached the switch; no measurement has begun
 
     def _start(self, *arguments: str) -> Any:
@@ -93,8 +133,20 @@ class Floors:
         """A request by way of the switch to the owner, a page back."""
         return _time(count, lambda: self._requests.send(_REQUEST), self._answers.recv_multipart)
 
+    def three_hops_tcp(self, count: int) -> list[int]:
+        """The same without ZeroMQ."""
+
+        def answered() -> None:
+            left = len(_REQUEST) + PAGE
+            while left:
+                left -= len(self._tcp_answers.recv(left))
+
+        return _time(count, lambda: self._tcp_requests.sendall(_REQUEST), answered)
+
     def close(self) -> None:
         """End the other processes."""
+        self._tcp_requests.close()
+        self._tcp_answers.close()
         for child in self._children:
             child.kill()
             child.wait()
@@ -114,4 +166,7 @@ def _time(count: int, ask: Callable[[], object], answered: Callable[[], object])
 
 if __name__ == "__main__":
     role, *ports = sys.argv[1:]
-    {"echo": _echo, "switch": _switch, "owner": _owner}[role](*ports)  # type: ignore[operator]
+    roles: dict[str, Any] = {
+        "echo": _echo, "switch": _switch, "owner": _owner, "tcp_switch": _tcp_switch, "tcp_owner": _tcp_owner,
+    }  # fmt: skip
+    roles[role](*ports)
