@@ -6,16 +6,12 @@ that fails changes nothing.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from dsm.constants import PAGE_BYTES, REGIONS_MAX
 from dsm.errors import InvalidArgument, RegionExists, RegionMismatch, RegionNotFound, RegionTooLarge
 from dsm.geometry import check_size
-from dsm.wire import Open
-
-OPEN_OR_CREATE: Final = 0
-MUST_NOT_EXIST: Final = 1
-MUST_EXIST: Final = 2
+from dsm.wire import MUST_EXIST, MUST_NOT_EXIST, Open
 
 
 class Region:

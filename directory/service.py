@@ -8,9 +8,10 @@ from typing import Final
 
 from directory.cluster import TICK_S, Cluster, Outgoing
 from dsm import constants, errors, wire
+from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.story import Story
-from dsm.stream import Link, Listener
+from dsm.stream import Link
 
 log = logging.getLogger("dsm.directory")
 
@@ -68,6 +69,7 @@ class Directory:
         except errors.DsmError as error:
             self._send(self._cluster.malformed(link.name, error))
         else:
+            link.proven = True
             self._send(self._cluster.step(link.name, message, time.monotonic()))
 
     def _send(self, outgoing: Outgoing) -> None:
@@ -79,7 +81,7 @@ class Directory:
             if len(data) > constants.CONTROL_BYTES_MAX:  # a status with very much in it
                 text = f"the answer has {len(data)} bytes, a message at most {constants.CONTROL_BYTES_MAX}"
                 data = wire.encode(wire.Failure(message[0], "InvalidArgument", text))
-            if link.unread_bytes > _UNREAD_BYTES_MAX:
+            if link.unacknowledged_bytes > _UNREAD_BYTES_MAX:
                 self._cluster.unread(identity)
             else:
                 link.send(data)

@@ -43,8 +43,10 @@ def check_peer(address: str) -> None:
     does so cannot do anything else before the answer."""
     check_address(address, peer=True)
     try:
-        ipaddress.ip_address(host_of(address))
+        ip = ipaddress.ip_address(host_of(address))
     except ValueError as error:
         raise InvalidArgument(f"{address!r} is no address of a node: give tcp://IP:PORT") from error
+    if getattr(ip, "scope_id", None) is not None:  # which means something on one host only
+        raise InvalidArgument(f"{address!r} is no address of a node for others: give one without a scope")
     if not port_of(address):
         raise InvalidArgument(f"{address!r} is no address of a node: nobody listens on port 0")

@@ -22,7 +22,6 @@ _NAME_BYTES_MAX: Final = 200  # memfd_create(2) allows 249
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 _MAP_FIXED_NOREPLACE: Final = 0x100000
 _MAP_NORESERVE: Final = 0x4000
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _PR_SET_PDEATHSIG: Final = 1
 _PIDFD_GETFD: Final = 438  # the same on x86-64 and aarch64
 _TFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK have these values

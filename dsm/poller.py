@@ -26,6 +26,7 @@ _YIELD_NS_MAX: Final = 400_000
 _PAUSE_NS_MIN: Final = 100_000_000
 _PAUSE_NS_MAX: Final = 10_000_000_000
 """How long not to look after such a yield: twice as long each time, if they come one upon the other."""
+_NEVER_NS: Final = 1 << 63
 
 Handler = Callable[[int], None]
 """Called with the events of its descriptor, as epoll gives them."""
@@ -40,6 +41,7 @@ class Poller:
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._on: dict[int, Handler] = {}
+        self._fresh: set[int] = set()  # watched since this turn's events came
         self._soon: list[Callable[[], None]] = []
         self._pause_ns = _PAUSE_NS_MIN
         self._paused_until_ns = 0
@@ -57,6 +59,7 @@ class Poller:
     def watch(self, fd: int, handler: Handler, events: int = READABLE) -> None:
         """Call ``handler`` whenever ``fd`` is readable (or what ``events`` say), or broken."""
         self._on[fd] = handler
+        self._fresh.add(fd)
         self._epoll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
@@ -83,34 +86,34 @@ class Poller:
             ready = self._linger()
             if not ready:
                 ready = poll(timeout_s)
-        on = self._on
+        on, fresh = self._on, self._fresh
+        fresh.clear()
         for fd, events in ready:
-            handler = on.get(fd)  # one handled a moment ago may have closed this one
-            if handler is not None:
+            handler = on.get(fd)  # one handled a moment ago may have closed this one, and another have got its number
+            if handler is not None and fd not in fresh:
                 handler(events)
         for call in soon:
             call()
 
     def _linger(self) -> list[tuple[int, int]]:
-        """What comes within a moment."""
+        """What comes within a moment. If nothing does, ``idle`` has been called."""
         now = monotonic_ns()
-        if now < self._paused_until_ns:
-            self.idle()
-            return []
-        poll = self._poll
         idle_at, until = now + _BUSY_NS, now + _LINGER_NS
-        while now < until:
-            os.sched_yield()  # to whoever can run: it may be who is to send what is awaited
-            before, now = now, monotonic_ns()
-            if now - before > _YIELD_NS_MAX:
-                self._pause(now)
-                break
-            ready = poll(0)
-            if ready:
-                return ready
-            if before < idle_at <= now:
-                self.idle()
-        if now < idle_at:
+        if now >= self._paused_until_ns:
+            poll = self._poll
+            while now < until:
+                os.sched_yield()  # to whoever can run: it may be who is to send what is awaited
+                before, now = now, monotonic_ns()
+                ready = poll(0)
+                if now - before > _YIELD_NS_MAX:
+                    self._pause(now)
+                    until = now
+                if ready:
+                    return ready
+                if now >= idle_at:
+                    self.idle()
+                    idle_at = _NEVER_NS
+        if idle_at != _NEVER_NS:
             self.idle()
         return []
 

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     Shape: TypeAlias = int | Iterable[int]
 
-_OPEN_OR_CREATE: Final = 0
-_MUST_NOT_EXIST: Final = 1
-_MUST_EXIST: Final = 2
-
 _DIMENSIONS_MAX: Final = 32
 """Of an array in every release of numpy."""
 
@@ -229,9 +225,9 @@ def _question(
     if asked is None:
         if create:
             raise InvalidArgument("create=True needs a size or a shape")
-        return wire.Attach(name, 0, 0 if page_size is None else unit, _MUST_EXIST, options)
+        return wire.Attach(name, 0, 0 if page_size is None else unit, wire.MUST_EXIST, options)
     memory.check_address_space(geometry.pages_in(asked, unit) * unit)
-    how = {None: _OPEN_OR_CREATE, True: _MUST_NOT_EXIST, False: _MUST_EXIST}[create]
+    how = {None: wire.OPEN_OR_CREATE, True: wire.MUST_NOT_EXIST, False: wire.MUST_EXIST}[create]
     return wire.Attach(name, asked, 0 if page_size is None else unit, how, options)
 
 

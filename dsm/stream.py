@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from dsm import wire
 from dsm.address import check_address, host_of, port_of
 from dsm.constants import CONNECT_TIMEOUT_S, CONTROL_BYTES_MAX, EXTENT_BYTES, FRAME_BYTES, LEASE_S
-from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation, from_wire
+from dsm.errors import InvalidArgument, ProtocolError, Violation
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
@@ -28,17 +27,10 @@ _BUFFER_BYTES: Final = 64 << 10
 _BULK_BYTES: Final = 2 * FRAME_BYTES
 """What the kernel keeps of bulk that is to be sent: little, since nothing can overtake it there, but enough to keep the
 connection busy."""
-_UNREAD_BYTES: Final = 4 * FRAME_BYTES
-"""What the kernel keeps of a connection until it is read: no more, for the same reason."""
 _TURN_MESSAGES: Final = 16
 """Messages of one connection that are handled in a turn: a flood costs the others no more than that."""
-_ADRIFT_MAX: Final = 1024
-"""Conversations without a connection that a listener remembers."""
-_GREETINGS_MAX: Final = 128
-"""Connections that have not said who they are: who has something to say does so at once."""
-_REDIAL_S: Final = 0.1
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""There is no descriptor or no memory for a connection now; later there may be."""
+REDIAL_S: Final = 0.1
+"""How long to wait at least before another connection is tried."""
 
 Deliver = Callable[["Link", memoryview, memoryview], None]
 """Called with each message, and the page data that came with it; both are gone once it returns."""
@@ -50,7 +42,8 @@ class Link:
     """One end of a conversation with another service, over whichever connection there is at the moment.
 
     ``broken`` is called when the connection has broken, which the conversation outlives, and with an error if it does
-    not.
+    not. ``error``: why the conversation is over, if it is; what is sent from then on goes nowhere. ``proven``: the
+    other end has said something sensible, as its reader tells.
     """
 
     __slots__ = (
@@ -65,13 +58,17 @@ class Link:
         "_socket",
         "_start",
         "_unsent",
+        "error",
         "name",
+        "proven",
     )
 
     def __init__(
         self, poller: Poller, name: bytes, deliver: Deliver, broken: Callable[[Link, Exception | None], None]
     ) -> None:
         self.name = name
+        self.error: Exception | None = None
+        self.proven = False
         self._session = Session(name)
         self._poller = poller
         self._deliver = deliver
@@ -92,8 +89,8 @@ class Link:
         return self._socket is not None and not self._unsent
 
     @property
-    def unread_bytes(self) -> int:
-        """Bytes that the other end has not acknowledged."""
+    def unacknowledged_bytes(self) -> int:
+        """What was sent and the other end is not known to have received."""
         return self._session.kept_bytes
 
     def adopt(self, sock: socket.socket, received: int, hello: bytes) -> None:
@@ -127,6 +124,7 @@ class Link:
         self._more = False
 
     def _break(self, error: Exception | None = None) -> None:
+        self.error = error
         self._forget_connection()
         self._broken(self, error)
 
@@ -134,12 +132,14 @@ class Link:
 
     def send(self, data: bytes, payload: bytes = b"") -> None:
         """Send one message, and the page data that belongs to it. It arrives once, also if connections break."""
-        self._transmit(self._session.frame(data, payload))
+        if self.error is None:
+            self._transmit(self._session.frame(data, payload))
 
     def send_all(self, messages: list[bytes]) -> None:
         """Send several messages at once."""
-        frame = self._session.frame
-        self._transmit(frame(messages[0]) if len(messages) == 1 else b"".join(map(frame, messages)))
+        if self.error is None:
+            frame = self._session.frame
+            self._transmit(frame(messages[0]) if len(messages) == 1 else b"".join(map(frame, messages)))
 
     def _transmit(self, frame: bytes) -> None:
         if self._unsent:
@@ -229,6 +229,8 @@ class Link:
                 raise ProtocolError("page data without a message")
             if self._start == self._end:
                 self._start = self._end = 0
+                if len(self._buffer) > 2 * _BUFFER_BYTES:  # a large message is over
+                    self._buffer = memoryview(bytearray(_BUFFER_BYTES))
                 return False
         else:
             return True
@@ -254,14 +256,14 @@ class Link:
         self._start, self._end = 0, end - start
 
 
-class _Greeting:
+class Greeting:
     """A connection on which a hello is awaited: one that was accepted, or one that is made, which says ``hello``."""
 
     def __init__(
         self,
         poller: Poller,
         sock: socket.socket,
-        greeted: Callable[[_Greeting, bytes], None],
+        greeted: Callable[[Greeting, bytes], None],
         hello: bytes = b"",
     ) -> None:
         self.since_s = time.monotonic()
@@ -299,10 +301,10 @@ class Caller(Link):
     """The end of a conversation that makes the connections, to a listener at ``address``. Raises
     :class:`InvalidArgument` if nobody can be there.
 
-    ``bulk``: what is sent waits here rather than in the kernel. ``error``: why the conversation is over, if it is.
+    ``bulk``: what is sent waits here rather than in the kernel.
     """
 
-    __slots__ = ("_address", "_bulk", "_dialed_s", "_family", "_greeting", "_known", "error")
+    __slots__ = ("_address", "_bulk", "_dialed_s", "_family", "_greeting", "_known")
 
     def __init__(
         self,
@@ -314,12 +316,11 @@ class Caller(Link):
         bulk: bool = False,
     ) -> None:
         super().__init__(poller, os.urandom(16), deliver, broken)
-        self._family, self._address = _resolve(address)
+        self._family, self._address = resolve(address)
         self._bulk = bulk
-        self._greeting: _Greeting | None = None
+        self._greeting: Greeting | None = None
         self._known = False
         self._dialed_s = 0.0
-        self.error: Exception | None = None
         self.look_after()
 
     def look_after(self) -> None:
@@ -330,16 +331,14 @@ class Caller(Link):
         if self._socket is None and self._greeting is None and self.error is None:
             try:
                 sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
+            except OSError:  # no descriptors now, or no such protocol here: later, perhaps
                 return
             self._dialed_s = time.monotonic()
-            _tune(sock)
+            tune(sock)
             if self._bulk:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
             if sock.connect_ex(self._address) in (0, errno.EINPROGRESS):
-                self._greeting = _Greeting(self._poller, sock, self._greeted, self.hello(self._known))
+                self._greeting = Greeting(self._poller, sock, self._greeted, self.hello(self._known))
             else:
                 sock.close()
 
@@ -350,17 +349,18 @@ class Caller(Link):
         super().close()
 
     def _break(self, error: Exception | None = None) -> None:
-        self.error = error
-        again = self.connected and time.monotonic() - self._dialed_s > _REDIAL_S  # at once, if that is not all it does
+        again = self.connected and time.monotonic() - self._dialed_s > REDIAL_S  # at once, if that is not all it does
         super()._break(error)
         if again:
             self.look_after()
 
-    def _greeted(self, greeting: _Greeting, data: bytes) -> None:
+    def _greeted(self, greeting: Greeting, data: bytes) -> None:
         self._greeting = None
         try:
             if data:
-                _, received, known = read_hello(data)
+                name, received, known = read_hello(data)
+                if name != self.name:
+                    raise ProtocolError("the other end answered in another conversation")
                 if self._known and not known:
                     raise ProtocolError("the other end does not know of this conversation any more")
                 self._known = True
@@ -373,122 +373,8 @@ class Caller(Link):
         self._break(error)
 
 
-class Listener:
-    """Takes the calls of others, on ``address`` (``tcp://IP:PORT``; ``*`` for any IP or port); ``self.address`` is
-    what that really is. Nobody is heard before :meth:`start`.
-
-    A conversation whose connection broke is remembered while ``keeps`` says so of its name, whatever that takes: who is
-    still a member would miss what it was sent. ``links``: by name. ``rejected``: connections on which no conversation
-    came about.
-    """
-
-    def __init__(self, poller: Poller, address: str) -> None:
-        check_address(address)
-        self.links: dict[bytes, Link] = {}
-        self.rejected = 0
-        self._poller = poller
-        self._deliver: Deliver
-        self._keeps: Callable[[bytes], bool]
-        self._adrift: dict[bytes, None] = {}  # the oldest first
-        self._greetings: dict[_Greeting, None] = {}  # the oldest first
-        self._socket = _bind(address)
-        self._listens = False
-        host, port = self._socket.getsockname()[:2]
-        self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-    def start(self, deliver: Deliver, keeps: Callable[[bytes], bool]) -> None:
-        """Hear others from now on."""
-        self._deliver = deliver
-        self._keeps = keeps
-        self._listen()
-
-    def close(self) -> None:
-        """End every conversation."""
-        for link in self.links.values():
-            link.close()
-        for greeting in self._greetings:
-            greeting.close()
-        self._poller.unwatch(self._socket.fileno())
-        self._socket.close()
-
-    def look_after(self) -> None:
-        """To be called now and then: forgets who does not speak, and who does not come back."""
-        now = time.monotonic()
-        for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
-            self._give_up(greeting)
-        for name in [n for n in self._adrift if not self._keeps(n)]:
-            self._forget(name)
-        self._listen()
-
-    def _listen(self) -> None:
-        if not self._listens:
-            self._listens = True
-            self._poller.watch(self._socket.fileno(), self._accept)
-
-    def _accept(self, _: int) -> None:
-        try:
-            sock, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            if self._greetings:
-                self._give_up(next(iter(self._greetings)))
-            else:
-                self._listens = False  # until somebody has gone
-                self._poller.unwatch(self._socket.fileno())
-            return
-        sock.setblocking(False)
-        _tune(sock)
-        self._greetings[_Greeting(self._poller, sock, self._greeted)] = None
-        if len(self._greetings) > _GREETINGS_MAX:
-            self._give_up(next(iter(self._greetings)))
-
-    def _give_up(self, greeting: _Greeting) -> None:
-        del self._greetings[greeting]
-        self.rejected += 1
-        greeting.close()
-
-    def _greeted(self, greeting: _Greeting, data: bytes) -> None:
-        del self._greetings[greeting]
-        try:
-            if not data:
-                raise ProtocolError("it was closed before a hello had come")
-            name, received, known = read_hello(data)
-            link = self.links.get(name)
-            if link is None:
-                if known:  # it says so where a conversation was forgotten here
-                    greeting.socket.send(Session(name).hello(False))
-                    raise ProtocolError("a conversation that is not known here")
-                if received:
-                    raise ProtocolError("something was received in a conversation that has not begun")
-                link = self.links[name] = Link(self._poller, name, self._deliver, self._broken)
-            link.adopt(greeting.socket, received, link.hello(True))
-            if link.connected:  # its connection may have broken at once
-                self._adrift.pop(name, None)
-        except (ProtocolError, OSError):
-            self.rejected += 1
-            greeting.socket.close()
-
-    def _broken(self, link: Link, error: Exception | None) -> None:
-        if error is not None:
-            self.rejected += 1
-        if error is not None or not self._keeps(link.name):
-            self._forget(link.name)
-            return
-        self._adrift[link.name] = None
-        if len(self._adrift) > _ADRIFT_MAX:
-            self._forget(next(iter(self._adrift)))
-
-    def _forget(self, name: bytes) -> None:
-        self._adrift.pop(name, None)
-        link = self.links.pop(name, None)
-        if link is not None:
-            link.close()
-
-
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket) -> None:
+    """Set the options of a connection, made or accepted."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # What is not acknowledged for so long breaks the connection: another may find a way.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
@@ -498,73 +384,11 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(CONNECT_TIMEOUT_S))
 
 
-def _resolve(address: str) -> tuple[int, Any]:
+def resolve(address: str) -> tuple[int, Any]:
+    """The family and the socket address of ``tcp://HOST:PORT``. Raises :class:`InvalidArgument` if there is none."""
     check_address(address, peer=True)
     try:
         family, _, _, _, where = socket.getaddrinfo(host_of(address), port_of(address), type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise InvalidArgument(f"cannot find {address}: {error}; give tcp://HOST:PORT") from error
     return family, where
-
-
-def _bind(address: str) -> socket.socket:
-    host = host_of(address).replace("*", "0.0.0.0")
-    try:
-        family, where = _resolve(f"tcp://{f'[{host}]' if ':' in host else host}:{port_of(address)}")
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UNREAD_BYTES)
-            sock.bind(where)
-            sock.listen(socket.SOMAXCONN)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            text = f"another process listens on {address}: choose another port with --listen"
-        else:
-            text = f"cannot listen on {address}: {error.strerror}; give tcp://IP:PORT of this host"
-        raise InvalidArgument(text) from error
-    return sock
-
-
-def first_answer(poller: Poller, link: Caller, answers: list[bytes], timeout_s: float) -> bytes | None:
-    """Wait until something is in ``answers``, to which ``link`` delivers; None if nothing comes in time. Raises
-    :class:`ProtocolError` if whoever listens there is no dsm service."""
-    until = time.monotonic() + timeout_s
-    while not answers and time.monotonic() < until:
-        if link.error is not None:
-            raise link.error
-        poller.wait(min(_REDIAL_S, max(0.0, until - time.monotonic())))
-        link.look_after()
-    return answers[0] if answers else None
-
-
-def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:
-    """One question to a directory by somebody who is no node. Raises :class:`DirectoryUnreachable` after
-    ``timeout_s``."""
-    answers: list[bytes] = []
-    with Poller() as poller:
-        link = Caller(poller, address, lambda _, data, __: answers.append(bytes(data)), lambda *_: None)
-        try:
-            link.send(wire.encode(question))
-            data = first_answer(poller, link, answers, timeout_s)
-        finally:
-            link.close()
-    if data is None:
-        raise DirectoryUnreachable(unreachable(address, timeout_s))
-    answer = wire.decode(data)
-    if isinstance(answer, wire.Failure):
-        raise from_wire(answer.error, answer.text)
-    if not isinstance(answer, wire.Answer):
-        raise DirectoryUnreachable(f"the directory at {address} answered with {type(answer).__name__}")
-    return answer.value
-
-
-def unreachable(address: str, timeout_s: float) -> str:
-    """What to tell somebody whose directory is silent."""
-    return (
-        f"no directory answers at {address} within {timeout_s:g} s: "
-        "start one with `dsm directory --listen tcp://IP:7400`, or check the address and the firewall"
-    )

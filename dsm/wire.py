@@ -2,7 +2,7 @@
 
 A control message is a MessagePack array ``[version, kind, field, ...]``. Every field is checked on arrival against
 the annotation of the message's class; what does not fit raises :class:`~dsm.errors.ProtocolError` and changes
-nothing. Page data never passes through here: it travels beside a :class:`Data` message as a raw frame.
+nothing. Page data never passes through here: it travels beside a :class:`Data` message, as it is.
 
 The messages between services are also the events of the pure machines: one vocabulary, no translation.
 """
@@ -48,6 +48,11 @@ FAULT: Final = 0
 GUESS: Final = 1
 """Read-ahead. A write is then granted only where no page was ever touched: nobody is to lose a page for a guess."""
 PREFETCH: Final = 2
+
+# How a region is opened.
+OPEN_OR_CREATE: Final = 0
+MUST_NOT_EXIST: Final = 1
+MUST_EXIST: Final = 2
 
 DIRECTORY: Final = 0
 """The directory's address among node ids; nodes count from 1."""
@@ -168,7 +173,7 @@ class Lost(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Pages ``[start, start + count)`` of the transaction ``[first, first + total)``; a raw frame follows."""
+    """Pages ``[start, start + count)`` of the transaction ``[first, first + total)``; the page data follows."""
 
     region: U32
     generation: U32
@@ -244,7 +249,7 @@ class Answer(NamedTuple):
 
 
 class Open(NamedTuple):
-    """Open or create a region. ``size`` 0: must exist. ``create``: 0 open or create, 1 must not exist, 2 must exist."""
+    """Open or create a region. ``size`` 0: must exist. ``create`` is how: see OPEN_OR_CREATE."""
 
     ticket: U32
     name: Name

@@ -172,17 +172,9 @@ class Agent:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def _from_peer(self, _: Link, data: memoryview, payload: memoryview) -> None:
-        length = len(payload)
-        staging = self._staging
-        if length > len(staging.buffer):
-            self.rejected += 1
-            return
+    def _from_peer(self, link: Link, data: memoryview, payload: memoryview) -> None:
+        staging, length = self._staging, len(payload)  # a frame is not longer
         staging.buffer[:length] = payload
-        self._peer_said(data, length)
-
-    def _peer_said(self, data: bytes | memoryview, length: int) -> None:
-        """A message of a peer has come, with ``length`` bytes of page data in the staging."""
         try:
             message = wire.decode(data)
         except errors.DsmError:
@@ -190,12 +182,15 @@ class Agent:
             return
         kind = type(message)
         if kind is wire.Data:
-            if not self.pager.data(message, self._staging, length):  # type: ignore[arg-type]
+            if not self.pager.data(message, staging, length):  # type: ignore[arg-type]
                 self.rejected += 1
+                return
         elif kind is wire.Ack and not length:
             self.pager.step(message)
         else:
             self.rejected += 1
+            return
+        link.proven = True
 
     def _from_directory(self, data: bytes | memoryview) -> None:
         try:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dsm import errors, local, stream, wire
+from dsm import asking, errors, local, wire
 from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_BYTES, PREFETCHES_MAX
 from dsm.geometry import pages_in, split
 from dsm.uffd import Userfaultfd, open_device
@@ -250,7 +250,7 @@ class Applications:
             self._let_go(connection)
         for ticket, (connection, then, asked_s) in list(self._tickets.items()):
             if now - asked_s > DIRECTORY_TIMEOUT_S:
-                text = stream.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
+                text = asking.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
                 self._reply(connection, wire.Failure(0, "DirectoryUnreachable", text))
                 # What it is granted all the same is given back, as for a connection that has gone.
                 self._tickets[ticket] = (connection, then, math.inf)

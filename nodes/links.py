@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from dsm import constants, errors, route, stream, wire
+from dsm import asking, constants, errors, route, wire
+from dsm.listener import Listener
 from dsm.poller import Poller
-from dsm.stream import Caller, Link, Listener
+from dsm.stream import Caller, Deliver, Link
 from nodes.outgoing import Outgoing
 
 log = logging.getLogger("dsm.node")
@@ -39,9 +40,9 @@ class Links:
 
     def _join(self, directory: Caller, join: wire.Join) -> int:
         directory.send(wire.encode(join))
-        data = stream.first_answer(self._poller, directory, self._early, constants.CONNECT_TIMEOUT_S)
+        data = asking.first_answer(self._poller, directory, self._early, constants.CONNECT_TIMEOUT_S)
         if data is None:
-            raise errors.DirectoryUnreachable(stream.unreachable(self.directory_address, constants.CONNECT_TIMEOUT_S))
+            raise errors.DirectoryUnreachable(asking.unreachable(self.directory_address, constants.CONNECT_TIMEOUT_S))
         answer = wire.decode(data)
         if isinstance(answer, wire.Failure):
             raise errors.from_wire(answer.error, answer.text)
@@ -52,7 +53,7 @@ class Links:
     def start(
         self,
         from_directory: Callable[[bytes | memoryview], None],
-        from_peer: stream.Deliver,
+        from_peer: Deliver,
         lost: Callable[[str], None],
     ) -> None:
         """Deliver what comes from now on. ``lost``: why the directory does not know this node any more."""
@@ -138,13 +139,14 @@ class Links:
     def takes_bulk(self, node: int) -> bool:
         """Can page data be sent to a peer's bulk connection at once? What goes nowhere can."""
         caller = self._bulk.get(node) or self._caller(self._bulk, node)
-        return caller is None or caller.idle
+        return caller is None or caller.idle or caller.error is not None
 
     def _caller(self, callers: dict[int, Caller], to: int) -> Caller | None:
         address = self._members.get(to)
         if address is None:  # it has just left
             return None
-        callers[to] = caller = Caller(self._poller, address, _deliver_nothing, self._broken, bulk=callers is self._bulk)
+        bulk = callers is self._bulk
+        callers[to] = caller = Caller(self._poller, address, _deliver_nothing, self._broken, bulk=bulk)
         return caller
 
 

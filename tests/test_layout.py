@@ -141,8 +141,11 @@ def users(module: str) -> set[str]:
     return {str(path.relative_to(TREE)) for path in paths if module in set(imports(path)) | top_level(path)}
 
 
-def test_one_file_speaks_tcp() -> None:
-    assert users("dsm.session") == {"dsm/stream.py"}
+TCP = {"dsm/stream.py", "dsm/listener.py"}
+
+
+def test_each_end_of_a_conversation_speaks_tcp_in_one_file() -> None:
+    assert users("dsm.session") == TCP
 
 
 def test_one_file_speaks_messagepack() -> None:
@@ -160,8 +163,9 @@ def test_nothing_speaks_zeromq() -> None:
 
 
 def test_applications_do_not_speak_to_services_of_other_hosts() -> None:
-    library = {path for path in users("dsm.stream") if path.startswith("dsm/") and not path.startswith("dsm/cli/")}
-    assert library == set()
+    library = {path for path in users("dsm.stream") | users("dsm.listener") if path.startswith("dsm/")}
+    assert library - TCP == {"dsm/asking.py"}
+    assert {path for path in users("dsm.asking") if path.startswith("dsm/")} == {"dsm/cli/question.py"}
 
 
 def test_relative_imports_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

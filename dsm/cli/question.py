@@ -12,9 +12,9 @@ from dsm.constants import CONNECT_TIMEOUT_S
 
 def ask_directory(address: str, question: wire.Query) -> dict[str, Any]:
     """What the directory at ``address`` answers. Raises the error it answers with."""
-    from dsm import stream
+    from dsm import asking
 
-    return stream.ask(address, question, CONNECT_TIMEOUT_S)
+    return asking.ask(address, question, CONNECT_TIMEOUT_S)
 
 
 def ask_node(path: Path, question: wire.Query) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from report import Outcome, measured, rss_kib
 
 from dsm import constants, local, wire
 from dsm.errors import DsmError
+from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.session import HEAD, Session
-from dsm.stream import Listener
 
 _BATCH = 64
 """Messages that are on their way together: what waits in a socket's buffer must fit it."""
@@ -189,7 +189,7 @@ def _stream(mutator: Mutator) -> tuple[bytes, int]:
 
 
 def connections(seed: int, count: int) -> Outcome:
-    """``stream.Listener``: what is before the damage is delivered, the damage ends its connection and is counted, and
+    """``listener.Listener``: what is before the damage is delivered, the damage ends its connection and is counted, and
     no conversation stays that nobody can have."""
     mutator = Mutator(seed)
     plan = mutator.plan

@@ -248,7 +248,7 @@ def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.Monke
             for _ in range(asked):
                 deaf.tell(wire.Query(1, "status", 0, 0, 0))
                 other.flush()  # the directory has gone on
-                most.append(max(link.unread_bytes for link in directory._links.values()))
+                most.append(max(link.unacknowledged_bytes for link in directory._links.values()))
                 if most[-1] > 100_000:
                     break
             assert 100_000 < most[-1] < 101_000
@@ -256,7 +256,7 @@ def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.Monke
                 deaf.tell(wire.Query(1, "status", 0, 0, 0))
             other.flush()
             until(lambda: not directory._cluster._nodes, "the end of its membership")
-            assert max(link.unread_bytes for link in directory._links.values()) == most[-1]
+            assert max(link.unacknowledged_bytes for link in directory._links.values()) == most[-1]
             if is_member:
                 deaf.tell(wire.Heartbeat(0))  # what was kept is read at last, then the end
                 assert deaf.hear(wire.Answer)

@@ -41,11 +41,6 @@ def busy_in_directory(directory: Cluster) -> list[str]:
     return found + [f"{waiter} waits for {what}" for waiter, what in sync._waits_for.items()]
 
 
-def rejected_by_directory(directory: Cluster) -> int:
-    """Messages that the rules do not allow: nobody here sends any."""
-    return directory._rejected
-
-
 def held(pager: Pager, region: int, page: int) -> int:
     """The directory's word for the state that a node thinks a page has."""
     if region not in pager.machine._regions:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dsm.constants import PAGE_BYTES
-
 from .programs import (
     WORD,
     Call,
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from .cluster import SimulatedCluster
     from .host import Host
 
-WORDS_A_PAGE: Final = PAGE_BYTES // WORD
 _AFTERMATH: Final = 5 * MS
 """How long after one of its processes was killed a program as a whole is ended, where it cannot go on without."""
 

@@ -27,7 +27,7 @@ from typing import IO, Any, Final
 
 from interrupting import postponed
 
-from dsm import launch, local, stream, wire
+from dsm import asking, launch, local, wire
 
 LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
@@ -296,7 +296,7 @@ class Cluster:
             until(lambda node=node: self.all_gone(node), f"node {node} to close what it had of applications")  # type: ignore[misc]
         if nodes:
             # Of the directory itself: what a node tells an application may be too much for one message.
-            status = stream.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
+            status = asking.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
             for region in status["regions"]:
                 if not region["unlinked"]:
                     assert self.ask(wire.Unlink(0, region["name"]), nodes[0]) == wire.Ready()

@@ -14,9 +14,10 @@ from cluster import LIMIT_S
 
 from dsm import launch, wire
 from dsm.address import host_of, port_of
+from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
-from dsm.stream import Link, Listener
+from dsm.stream import Link
 
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for no time at all: what was not read is thrown away
 

@@ -1,0 +1,52 @@
+"""Questions to a directory, before one is a member or without ever becoming one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dsm import wire
+from dsm.errors import DirectoryUnreachable, from_wire
+from dsm.poller import Poller
+from dsm.stream import REDIAL_S, Caller
+
+
+def first_answer(poller: Poller, link: Caller, answers: list[bytes], timeout_s: float) -> bytes | None:
+    """Wait until something is in ``answers``, to which ``link`` delivers; None if nothing comes in time. Raises
+    :class:`ProtocolError` if whoever listens there is no dsm service."""
+    until = time.monotonic() + timeout_s
+    while not answers and time.monotonic() < until:
+        if link.error is not None:
+            raise link.error
+        poller.wait(min(REDIAL_S, max(0.0, until - time.monotonic())))
+        link.look_after()
+    return answers[0] if answers else None
+
+
+def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:
+    """One question to a directory by somebody who is no node. Raises :class:`DirectoryUnreachable` after
+    ``timeout_s``."""
+    answers: list[bytes] = []
+    with Poller() as poller:
+        link = Caller(poller, address, lambda _, data, __: answers.append(bytes(data)), lambda *_: None)
+        try:
+            link.send(wire.encode(question))
+            data = first_answer(poller, link, answers, timeout_s)
+        finally:
+            link.close()
+    if data is None:
+        raise DirectoryUnreachable(unreachable(address, timeout_s))
+    answer = wire.decode(data)
+    if isinstance(answer, wire.Failure):
+        raise from_wire(answer.error, answer.text)
+    if not isinstance(answer, wire.Answer):
+        raise DirectoryUnreachable(f"the directory at {address} answered with {type(answer).__name__}")
+    return answer.value
+
+
+def unreachable(address: str, timeout_s: float) -> str:
+    """What to tell somebody whose directory is silent."""
+    return (
+        f"no directory answers at {address} within {timeout_s:g} s: "
+        "start one with `dsm directory --listen tcp://IP:7400`, or check the address and the firewall"
+    )
