@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -282,6 +283,16 @@ def _wakeup() -> Any:
         os.close(writable)
 
 
+def _standard_error(pid: int) -> int:
+    """A file is taken rather than opened: what others write to it next comes behind, not over it. It cannot make us
+    wait, as a pipe could."""
+    path = f"/proc/{pid}/fd/2"
+    if stat.S_ISREG(os.stat(path).st_mode):
+        with contextlib.suppress(OSError):  # we may not, or it is in another container
+            return memory.take_descriptor(pid, 2)
+    return os.open(path, _APPEND)
+
+
 def _tell(pid: int, line: str) -> None:
     """Add a line to where an application writes its errors. It cannot do so itself: it is in a page fault.
 
@@ -292,7 +303,7 @@ def _tell(pid: int, line: str) -> None:
     with contextlib.suppress(OSError):
         if pid and os.stat(f"/proc/{pid}").st_uid == os.getuid():
             try:
-                fd = os.open(f"/proc/{pid}/fd/2", _APPEND)
+                fd = _standard_error(pid)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # a socket, as under systemd: it cannot be opened, only taken
                     with socket.socket(fileno=memory.take_descriptor(pid, 2)) as stream:

@@ -55,7 +55,13 @@ def campaign(seed: int, messages: int, tell: Callable[[Outcome], None] = lambda 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--messages", default=1_000_000, show_default=True, help="For wire.decode; each target has its share.")
+@click.option(
+    "--messages",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="For wire.decode; each target has its share.",
+)
 @click.option("--seed", type=int, help="Of an earlier campaign.  [default: a new one]")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def main(messages: int, seed: int | None, as_json: bool) -> None:

@@ -19,6 +19,8 @@ from dsm.poller import Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 from dsm.stream import Link
 
+_TICKET: Final = 0x7EA51DE5
+"""Of what it asks itself: no other."""
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for no time at all: what was not read is thrown away
 
 
@@ -107,10 +109,10 @@ class Talker:
 
     def ask(self, question: Any) -> Any:
         """The answer of a directory to a question."""
-        self.tell(question._replace(ticket=7))
+        self.tell(question._replace(ticket=_TICKET))
         while True:
             answer = self.hear((wire.Failure, wire.Answer, wire.Opened))
-            if answer.ticket == 7:
+            if answer.ticket == _TICKET:
                 return answer
 
     def flush(self) -> None:

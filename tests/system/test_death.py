@@ -227,8 +227,9 @@ def test_the_line_about_a_lost_page_is_appended_to_the_applications_log(cluster:
         with path.open("wb") as log:  # not opened for appending, as a shell's 2> does
             child = cluster.start(touch_with_a_log, 5, node=1, stderr=log)
             assert child.wait() == -signal.SIGBUS
+            os.write(log.fileno(), b"Bus error\n")  # as a shell says, where it has got to
         lines = path.read_bytes().splitlines()
-        assert lines[0] == b"before"
+        assert lines[0] == b"before" and lines[-1] == b"Bus error"
         assert b"page 5 " in b"".join(lines)
 
 
