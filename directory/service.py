@@ -16,8 +16,9 @@ from dsm.stream import Link
 log = logging.getLogger("dsm.directory")
 
 _UNREAD_BYTES_MAX: Final = 16 << 20
-"""What may wait in the directory for one other to read it: more than can be of use to a node that is alive, and as much
-memory as somebody who only talks may cost."""
+"""What may wait in the directory for a member to read it: more than can be of use to one that is alive."""
+_STRANGER_BYTES_MAX: Final = 2 << 20
+"""The same, for anybody else."""
 
 
 class Directory:
@@ -30,7 +31,7 @@ class Directory:
         self.address = self._listener.address
         self._cluster = Cluster(self.address, time.monotonic(), Story(time.time))
         self._running = True
-        self._listener.start(self._deliver, self._cluster.is_member)
+        self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -69,7 +70,6 @@ class Directory:
         except errors.DsmError as error:
             self._send(self._cluster.malformed(link.name, error))
         else:
-            link.proven = True
             self._send(self._cluster.step(link.name, message, time.monotonic()))
 
     def _send(self, outgoing: Outgoing) -> None:
@@ -81,7 +81,8 @@ class Directory:
             if len(data) > constants.CONTROL_BYTES_MAX:  # a status with very much in it
                 text = f"the answer has {len(data)} bytes, a message at most {constants.CONTROL_BYTES_MAX}"
                 data = wire.encode(wire.Failure(message[0], "InvalidArgument", text))
-            if link.unacknowledged_bytes > _UNREAD_BYTES_MAX:
+            unread = link.unacknowledged_bytes
+            if unread > _STRANGER_BYTES_MAX and (unread > _UNREAD_BYTES_MAX or not self._cluster.is_member(identity)):
                 self._cluster.unread(identity)
             else:
                 link.send(data)

@@ -19,8 +19,8 @@ _UNREAD_BYTES: Final = 4 * FRAME_BYTES
 """What the kernel keeps of a connection until it is read: no more, since nothing can overtake it there."""
 _GREETINGS_MAX: Final = 128
 """Connections that have not said who they are: who has something to say does so at once."""
-_STRANGERS_MAX: Final = 1024
-"""Conversations without a connection that are remembered though nothing sensible has been said in them."""
+_NEWCOMER_S: Final = 2 * CONNECT_TIMEOUT_S
+"""How long a conversation may last that is not to be kept: enough for a question, or to become a member."""
 _ADRIFT_MAX: Final = 2 * NODES_MAX
 """Conversations without a connection that are remembered: a peer has two, for messages and for bulk."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -31,8 +31,9 @@ class Listener:
     """Takes the calls of others, on ``address`` (``tcp://IP:PORT``; ``*`` for any IP or port); ``self.address`` is
     what that really is. Nobody is heard before :meth:`start`.
 
-    A conversation whose connection broke is remembered while ``keeps`` says so of its name: who is still a member would
-    miss what it was sent. ``links``: by name. ``rejected``: connections on which no conversation came about.
+    ``keeps`` tells whether a conversation may last, and is remembered when its connection breaks: who is still a member
+    would miss what it was sent. One that was forgotten begins anew, if nothing had come of it. ``links``: by name.
+    ``rejected``: connections on which no conversation came about, or none that lasts.
     """
 
     def __init__(self, poller: Poller, address: str) -> None:
@@ -41,16 +42,16 @@ class Listener:
         self.rejected = 0
         self._poller = poller
         self._deliver: Deliver
-        self._keeps: Callable[[bytes], bool]
+        self._keeps: Callable[[Link], bool]
         self._adrift: dict[bytes, None] = {}  # conversations without a connection, the oldest first
-        self._strangers: dict[bytes, None] = {}  # such of them in which nothing sensible has been said
+        self._newcomers: dict[bytes, float] = {}  # since when there are those that may not be kept
         self._greetings: dict[Greeting, None] = {}  # the oldest first
         self._socket = _bind(address)
         self._listens = False
         host, port = self._socket.getsockname()[:2]
         self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
-    def start(self, deliver: Deliver, keeps: Callable[[bytes], bool]) -> None:
+    def start(self, deliver: Deliver, keeps: Callable[[Link], bool]) -> None:
         """Hear others from now on."""
         self._deliver = deliver
         self._keeps = keeps
@@ -70,8 +71,14 @@ class Listener:
         now = time.monotonic()
         for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
             self._give_up(greeting)
-        for name in [n for n in (*self._adrift, *self._strangers) if not self._keeps(n)]:
+        for name in [name for name in self._adrift if not self._keeps(self.links[name])]:
             self._forget(name)
+        for name, since in list(self._newcomers.items()):
+            if self._keeps(self.links[name]):
+                del self._newcomers[name]
+            elif now - since > _NEWCOMER_S:
+                self.rejected += 1
+                self._forget(name)
         self._listen()
 
     def _listen(self) -> None:
@@ -118,10 +125,10 @@ class Listener:
                 if received:
                     raise ProtocolError("something was received in a conversation that has not begun")
                 link = self.links[name] = Link(self._poller, name, self._deliver, self._broken)
+                self._newcomers[name] = time.monotonic()
             link.adopt(greeting.socket, received, link.hello(True))
             if link.connected:  # its connection may have broken at once
                 self._adrift.pop(name, None)
-                self._strangers.pop(name, None)
         except (ProtocolError, OSError):
             self.rejected += 1
             greeting.socket.close()
@@ -129,17 +136,16 @@ class Listener:
     def _broken(self, link: Link, error: Exception | None) -> None:
         if error is not None:
             self.rejected += 1
-        if error is not None or not self._keeps(link.name):
+        if error is not None or not self._keeps(link):
             self._forget(link.name)
             return
-        adrift, most = (self._adrift, _ADRIFT_MAX) if link.proven else (self._strangers, _STRANGERS_MAX)
-        adrift[link.name] = None
-        if len(adrift) > most:
-            self._forget(next(iter(adrift)))
+        self._adrift[link.name] = None
+        if len(self._adrift) > _ADRIFT_MAX:
+            self._forget(next(iter(self._adrift)))
 
     def _forget(self, name: bytes) -> None:
         self._adrift.pop(name, None)
-        self._strangers.pop(name, None)
+        self._newcomers.pop(name, None)
         link = self.links.pop(name, None)
         if link is not None:
             link.close()
@@ -148,7 +154,7 @@ class Listener:
 def _bind(address: str) -> socket.socket:
     host = host_of(address).replace("*", "0.0.0.0")
     try:
-        family, where = resolve(f"tcp://{f'[{host}]' if ':' in host else host}:{port_of(address)}")
+        (family, where), *_ = resolve(f"tcp://{f'[{host}]' if ':' in host else host}:{port_of(address)}")
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

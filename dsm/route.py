@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
-from dsm.address import host_of, is_loopback
+from dsm.address import is_loopback, port_of
 from dsm.errors import DirectoryUnreachable, InvalidArgument
+from dsm.stream import resolve
+
+_ANY: Final = {"tcp://0.0.0.0": (socket.AF_INET,), "tcp://[::]": (socket.AF_INET6, socket.AF_INET)}
+"""Every interface of this host, and the families of addresses with which it is reached there."""
 
 
 def check_reachable(bound: str, directory: str) -> None:
@@ -13,13 +18,10 @@ def check_reachable(bound: str, directory: str) -> None:
     what is for this node to themselves."""
     if not is_loopback(bound) or is_loopback(directory):
         return
-    try:
-        # A name may be one of the loopback, too. What cannot be looked up cannot be reached, which is said later.
-        if is_loopback(f"tcp://{socket.gethostbyname(host_of(directory))}:0"):
-            return
-    except (OSError, UnicodeError):
-        pass
-    port = bound.rpartition(":")[2]
+    # A name may be one of the loopback, too. What cannot be looked up cannot be reached, which is said later.
+    if any(is_loopback(_address(where)) for _, where in resolve(directory)):
+        return
+    port = port_of(bound)
     raise InvalidArgument(
         f"other hosts cannot reach {bound}, but the directory is at {directory}: give --listen tcp://IP:{port} with "
         f"this host's address, or tcp://0.0.0.0:{port}, which takes the one from which the directory is reached"
@@ -30,12 +32,20 @@ def reachable(bound: str, towards: str) -> str:
     """The address that others should use for a socket bound to ``bound``: where that is every interface of this host,
     the one from which ``towards`` is reached."""
     prefix, _, port = bound.rpartition(":")
-    if prefix not in ("tcp://0.0.0.0", "tcp://[::]"):
+    if prefix not in _ANY:
         return bound
-    host, _, other_port = towards.removeprefix("tcp://").rpartition(":")
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, int(other_port)))  # sends nothing; only chooses the route
-            return f"tcp://{probe.getsockname()[0]}:{port}"
-    except (OSError, ValueError) as error:
-        raise DirectoryUnreachable(f"cannot find a route to the directory at {towards}: {error}") from error
+    why = "it has no address of that kind"
+    for family, where in resolve(towards):
+        if family in _ANY[prefix]:
+            try:
+                with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                    probe.connect(where)  # sends nothing; only chooses the route
+                    return _address((probe.getsockname()[0], port))
+            except OSError as error:
+                why = str(error)
+    raise DirectoryUnreachable(f"cannot find a route to the directory at {towards} from {bound}: {why}")
+
+
+def _address(where: tuple[str, object]) -> str:
+    host, port = where[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

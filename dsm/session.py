@@ -74,6 +74,12 @@ class Session:
         for _ in range(news):
             self.kept_bytes -= len(self.kept.popleft())
 
+    @property
+    def fresh(self) -> bool:
+        """Has nothing come, and nothing arrived as far as is known? Then it may begin anew with an end that has
+        forgotten it."""
+        return not self.received and not self.acknowledged
+
     def hello(self, known: bool) -> bytes:
         """The first bytes of a connection; ``known``: the session is not new to this end."""
         self._owed_bytes = 0

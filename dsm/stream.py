@@ -304,7 +304,7 @@ class Caller(Link):
     ``bulk``: what is sent waits here rather than in the kernel.
     """
 
-    __slots__ = ("_address", "_bulk", "_dialed_s", "_family", "_greeting", "_known")
+    __slots__ = ("_addresses", "_bulk", "_dialed_s", "_greeting", "_known")
 
     def __init__(
         self,
@@ -316,7 +316,7 @@ class Caller(Link):
         bulk: bool = False,
     ) -> None:
         super().__init__(poller, os.urandom(16), deliver, broken)
-        self._family, self._address = resolve(address)
+        self._addresses = deque(resolve(address))  # the one to try next is the first
         self._bulk = bulk
         self._greeting: Greeting | None = None
         self._known = False
@@ -325,22 +325,28 @@ class Caller(Link):
 
     def look_after(self) -> None:
         """To be called now and then: makes a connection if there is none."""
-        if self._greeting is not None and time.monotonic() - self._greeting.since_s > CONNECT_TIMEOUT_S:
+        now = time.monotonic()
+        if self._greeting is not None and now - self._greeting.since_s > CONNECT_TIMEOUT_S:
             self._greeting.close()
             self._greeting = None
-        if self._socket is None and self._greeting is None and self.error is None:
-            try:
-                sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError:  # no descriptors now, or no such protocol here: later, perhaps
-                return
-            self._dialed_s = time.monotonic()
-            tune(sock)
-            if self._bulk:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
-            if sock.connect_ex(self._address) in (0, errno.EINPROGRESS):
-                self._greeting = Greeting(self._poller, sock, self._greeted, self.hello(self._known))
-            else:
-                sock.close()
+        if self._socket is None and self._greeting is None and self.error is None and now - self._dialed_s > REDIAL_S:
+            self._dialed_s = now
+            self._dial()
+
+    def _dial(self) -> None:
+        family, address = self._addresses[0]
+        self._addresses.rotate(-1)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # no descriptors now, or no such protocol here: later, perhaps
+            return
+        tune(sock)
+        if self._bulk:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BULK_BYTES)
+        if sock.connect_ex(address) in (0, errno.EINPROGRESS):
+            self._greeting = Greeting(self._poller, sock, self._greeted, self.hello(self._known))
+        else:
+            sock.close()
 
     def close(self) -> None:
         if self._greeting is not None:
@@ -349,10 +355,8 @@ class Caller(Link):
         super().close()
 
     def _break(self, error: Exception | None = None) -> None:
-        again = self.connected and time.monotonic() - self._dialed_s > REDIAL_S  # at once, if that is not all it does
         super()._break(error)
-        if again:
-            self.look_after()
+        self.look_after()  # at once, if that is not all it does
 
     def _greeted(self, greeting: Greeting, data: bytes) -> None:
         self._greeting = None
@@ -361,11 +365,14 @@ class Caller(Link):
                 name, received, known = read_hello(data)
                 if name != self.name:
                     raise ProtocolError("the other end answered in another conversation")
-                if self._known and not known:
+                if known:
+                    self._known = True
+                    self._addresses.rotate(1)  # this one is right
+                    self.adopt(greeting.socket, received, b"")
+                    return
+                if not self._session.fresh:
                     raise ProtocolError("the other end does not know of this conversation any more")
-                self._known = True
-                self.adopt(greeting.socket, received, b"")
-                return
+                self._known = False
             error = None
         except ProtocolError as e:
             error = e
@@ -384,11 +391,11 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(CONNECT_TIMEOUT_S))
 
 
-def resolve(address: str) -> tuple[int, Any]:
-    """The family and the socket address of ``tcp://HOST:PORT``. Raises :class:`InvalidArgument` if there is none."""
+def resolve(address: str) -> list[tuple[int, Any]]:
+    """The families and socket addresses of ``tcp://HOST:PORT``. Raises :class:`InvalidArgument` if there is none."""
     check_address(address, peer=True)
     try:
-        family, _, _, _, where = socket.getaddrinfo(host_of(address), port_of(address), type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host_of(address), port_of(address), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise InvalidArgument(f"cannot find {address}: {error}; give tcp://HOST:PORT") from error
-    return family, where
+    return [(family, where) for family, _, _, _, where in found]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from typing import Final
 
 from dsm import asking, constants, errors, route, wire
 from dsm.listener import Listener
@@ -12,6 +14,9 @@ from dsm.stream import Caller, Deliver, Link
 from nodes.outgoing import Outgoing
 
 log = logging.getLogger("dsm.node")
+
+_GOODBYE_S: Final = 0.5
+"""The goodbye should arrive, but nobody waits for it longer than this."""
 
 
 class Links:
@@ -24,6 +29,7 @@ class Links:
         self._outgoing = Outgoing()
         self._callers: dict[int, Caller] = {}  # by node id; the directory is 0
         self._bulk: dict[int, Caller] = {}
+        self._connected = True  # with the directory, as of the last look
         self._early: list[bytes] = []  # what the directory has said before start
         self._deliver: Callable[[bytes | memoryview], None] = lambda data: self._early.append(bytes(data))
         self._lost: Callable[[str], None] = lambda why: None
@@ -62,7 +68,7 @@ class Links:
             from_directory(data)
         self._deliver = from_directory
         self._poller.idle = self.flush
-        self._listener.start(from_peer, lambda _: True)
+        self._listener.start(from_peer, lambda link: link.proven)
 
     @property
     def rejected(self) -> int:
@@ -72,6 +78,12 @@ class Links:
     def look_after(self) -> None:
         """To be called now and then: makes connections that are missing."""
         self._listener.look_after()
+        connected = self._callers[wire.DIRECTORY].connected
+        if connected != self._connected:
+            self._connected = connected
+            log.warning(
+                "the directory %s", "is reached again" if connected else "cannot be reached: faults wait for it"
+            )
         for caller in (*self._callers.values(), *self._bulk.values()):
             caller.look_after()
 
@@ -87,6 +99,10 @@ class Links:
         """Say goodbye and close every socket."""
         self.flush()
         self.send(wire.DIRECTORY, wire.Leave())
+        directory, until = self._callers[wire.DIRECTORY], time.monotonic() + _GOODBYE_S
+        while not directory.idle and directory.error is None and time.monotonic() < until:
+            self._poller.wait(0.05)
+            directory.look_after()
         self._close()
 
     def _close(self) -> None:

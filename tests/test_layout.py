@@ -164,7 +164,7 @@ def test_nothing_speaks_zeromq() -> None:
 
 def test_applications_do_not_speak_to_services_of_other_hosts() -> None:
     library = {path for path in users("dsm.stream") | users("dsm.listener") if path.startswith("dsm/")}
-    assert library - TCP == {"dsm/asking.py"}
+    assert library - TCP == {"dsm/asking.py", "dsm/route.py"}
     assert {path for path in users("dsm.asking") if path.startswith("dsm/")} == {"dsm/cli/question.py"}
 
 

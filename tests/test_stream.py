@@ -311,9 +311,10 @@ def test_an_old_hello_that_comes_late_harms_nobody(hall: Hall) -> None:
 
 
 def test_a_conversation_that_was_forgotten_is_over(hall: Hall) -> None:
-    caller, _, _ = hall.meet()
+    caller, heard, link = hall.meet()
     caller.send(b"x")
-    hall.until(lambda: hall.of(caller))
+    link.send(b"y")
+    hall.until(lambda: hall.of(caller) and heard)
     hall.kept = False
     break_connection(caller)
     hall.until(lambda: caller.error is not None)
@@ -325,13 +326,56 @@ def test_a_conversation_that_was_forgotten_is_over(hall: Hall) -> None:
 
 
 def test_a_listener_that_was_started_again_knows_nobody(hall: Hall) -> None:
-    caller, _, _ = hall.meet()
+    caller, heard, link = hall.meet()
+    link.send(b"y")
+    hall.until(lambda: heard)
     address = hall.listener.address
     hall.listener.close()
     hall.listener = Listener(hall.poller, address)
     hall.start()
     hall.until(lambda: caller.error is not None)
     assert isinstance(caller.error, ProtocolError) and "does not know" in str(caller.error)
+
+
+def test_a_conversation_of_which_nothing_has_come_begins_anew_where_it_was_forgotten(hall: Hall) -> None:
+    """As when a connection breaks between the hello of a newcomer and its Join."""
+    hall.kept = False
+    caller, _, link = hall.meet()
+    for _ in range(3):
+        break_connection(link)
+        hall.until(lambda link=link: hall.listener.links.get(caller.name) not in (None, link))  # type: ignore[misc]
+        link = hall.listener.links[caller.name]
+    caller.send(b"after all")
+    hall.until(lambda: (b"after all", b"") in hall.of(caller))
+    assert caller.error is None
+
+
+def test_who_waits_to_be_called_again_is_not_called_all_the_time(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody listens there."""
+    dialed = []
+    dial = Caller._dial
+
+    def counted(caller: Caller) -> None:
+        dialed.append(caller)
+        dial(caller)
+
+    monkeypatch.setattr(Caller, "_dial", counted)
+    hall.listener.close()
+    caller, _ = hall.call()
+    began = time.monotonic()
+    hall.until(lambda: len(dialed) == 5)
+    assert time.monotonic() - began > 4 * 0.1 and caller.error is None
+
+
+def test_a_connection_is_made_again_at_once(hall: Hall) -> None:
+    """Without being looked after, unless it was made a moment ago."""
+    caller, _, _ = hall.meet()
+    caller._dialed_s -= 1
+    hall.callers.clear()
+    sock = caller._socket
+    break_connection(caller)
+    hall.until(lambda: caller._socket not in (None, sock))
+    caller.close()
 
 
 def test_who_comes_back_late_is_still_known(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,36 +411,30 @@ def test_a_connection_that_breaks_at_once_is_none(hall: Hall, monkeypatch: pytes
     assert hall.listener.links == {}
 
 
-def test_conversations_without_a_connection_are_bounded(hall: Hall) -> None:
-    for number in range(1100):
+def test_who_is_not_kept_is_forgotten_at_once_and_may_not_stay(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, _, _ = hall.meet()
+    kept_name = kept.name
+    hall.listener.start(hall.deliver, lambda link: link.name == kept_name)
+    for number in range(100):
         with hall.stranger(Session(number.to_bytes(16)).hello(False)):
             hall.until(lambda number=number: number.to_bytes(16) in hall.listener.links)  # type: ignore[misc]
-        link = hall.listener.links[number.to_bytes(16)]
-        hall.until(lambda link=link: not link.connected)  # type: ignore[misc]
-    hall.until(lambda: len(hall.listener.links) == 1024)
-    assert min(hall.listener.links) == (1100 - 1024).to_bytes(16), "the oldest are forgotten first"
-
-
-def test_strangers_do_not_push_out_who_has_said_something_sensible(hall: Hall) -> None:
-    caller, _, link = hall.meet()
-    link.proven = True
-    hall.callers.remove(caller)  # it does not come back yet
-    break_connection(link)
-    hall.until(lambda: not link.connected and not caller.connected)
-    for number in range(1100):
-        with hall.stranger(Session(number.to_bytes(16)).hello(False)) as sock:
-            hall.until(lambda number=number: number.to_bytes(16) in hall.listener.links)  # type: ignore[misc]
-            sock.shutdown(socket.SHUT_RDWR)
-        last = hall.listener.links[number.to_bytes(16)]
-        hall.until(lambda last=last: not last.connected)  # type: ignore[misc]
-    assert len(hall.listener.links) == 1025 and hall.listener.links[caller.name] is link
-    caller.send(b"here I am")
-    hall.callers.append(caller)
-    hall.until(lambda: (b"here I am", b"") in hall.of(caller))
+        hall.until(lambda number=number: number.to_bytes(16) not in hall.listener.links)  # type: ignore[misc]
+    with hall.stranger(Session(b"?" * 16).hello(False)) as sock:
+        hall.until(lambda: b"?" * 16 in hall.listener.links)
+        hall.listener.look_after()
+        assert not closed(sock)()
+        clock = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 11)
+        hall.listener.look_after()
+        monkeypatch.undo()
+        hall.until(closed(sock))
+    assert list(hall.listener.links) == [kept_name] and kept.connected and hall.listener.rejected == 1
 
 
 def test_what_is_sent_in_a_conversation_that_is_over_goes_nowhere(hall: Hall) -> None:
-    caller, _, link = hall.meet()
+    caller, heard, link = hall.meet()
+    link.send(b"y")
+    hall.until(lambda: heard)
     hall.kept = False
     break_connection(link)
     hall.until(lambda: caller.error is not None)
@@ -424,6 +462,16 @@ def test_memory_for_a_large_message_is_given_back(hall: Hall) -> None:
     caller.send(b"large", bytes(EXTENT_BYTES))
     hall.until(lambda: hall.of(caller))
     assert len(link._buffer) <= 128 << 10
+
+
+def test_nothing_is_waited_for_that_is_there_already(hall: Hall) -> None:
+    """When everything has been written, that more could be is no news."""
+    caller, _, _ = hall.meet()
+    for _ in range(20):
+        caller.send(b"much", bytes(1 << 20))
+    assert not caller.idle
+    hall.until(lambda: len(hall.of(caller)) == 20 and caller.idle)
+    hall.until(lambda: hall.poller._poll(0) == [])
 
 
 # --- who does not read, who says too much ---------------------------------------------------------------
