@@ -20,7 +20,7 @@ import dsm
 from directory import service
 from directory.cluster import Cluster as Members
 from directory.machine import PageMachine
-from dsm import wire
+from dsm import listener, wire
 from nodes.effects import Install, Send
 from nodes.machine import NodeMachine
 
@@ -234,7 +234,9 @@ def test_a_member_that_reads_nothing_is_none_for_long() -> None:
 def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory keeps what a connection has not read up to a limit; a member that misses something is none any more,
     and is told so when it speaks again."""
-    monkeypatch.setattr(service, "_UNREAD_BYTES_MAX", 100_000)
+    monkeypatch.setattr(service, "_UNREAD_BYTES_MAX", 100_000 if is_member else 1 << 40)
+    monkeypatch.setattr(service, "_STRANGER_BYTES_MAX", 100_000)
+    monkeypatch.setattr(listener, "_NEWCOMER_S", 60)  # time enough to fill it
     directory = service.Directory("tcp://127.0.0.1:*")
     most: list[int] = []
     serving = threading.Thread(target=directory.serve)
@@ -252,7 +254,7 @@ def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.Monke
                 if most[-1] > 100_000:
                     break
             assert 100_000 < most[-1] < 101_000
-            for _ in range(asked):
+            for _ in range(200):
                 deaf.tell(wire.Query(1, "status", 0, 0, 0))
             other.flush()
             until(lambda: not directory._cluster._nodes, "the end of its membership")
