@@ -8,12 +8,13 @@ the thread that has something to say writes it, and :mod:`dsm.session` sees to i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from dsm.address import check_address, host_of, port_of
@@ -354,6 +355,28 @@ class Caller(Link):
             self._greeting = None
         super().close()
 
+    def farewell(self, timeout_s: float) -> None:
+        """Bring out what was sent, if that is possible in this time, and close. Nobody is heard any more: whoever says
+        goodbye is in no state to answer."""
+        if self.error is None:
+            with contextlib.suppress(OSError, ProtocolError):
+                self._bring_out(timeout_s)
+        self.close()
+
+    def _bring_out(self, timeout_s: float) -> None:
+        if self._socket is not None:
+            self._socket.settimeout(timeout_s)
+            _finish(self._socket, list(self._unsent))
+            return
+        self.close()  # a greeting that is under way
+        family, address = self._addresses[0]
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(address)
+            sock.sendall(self.hello(self._known))
+            _, received, _ = read_hello(sock.recv(HELLO.size, socket.MSG_WAITALL))
+            _finish(sock, self._session.resume(received))
+
     def _break(self, error: Exception | None = None) -> None:
         super()._break(error)
         self.look_after()  # at once, if that is not all it does
@@ -378,6 +401,16 @@ class Caller(Link):
             error = e
         greeting.socket.close()
         self._break(error)
+
+
+def _finish(sock: socket.socket, frames: Sequence[bytes | memoryview]) -> None:
+    """Send these and wait until the other end has closed, too: to close while something has not been read would throw
+    away what was sent."""
+    for frame in frames:
+        sock.sendall(frame)
+    sock.shutdown(socket.SHUT_WR)
+    while sock.recv(_BUFFER_BYTES):
+        pass
 
 
 def tune(sock: socket.socket) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -99,10 +98,7 @@ class Links:
         """Say goodbye and close every socket."""
         self.flush()
         self.send(wire.DIRECTORY, wire.Leave())
-        directory, until = self._callers[wire.DIRECTORY], time.monotonic() + _GOODBYE_S
-        while not directory.idle and directory.error is None and time.monotonic() < until:
-            self._poller.wait(0.05)
-            directory.look_after()
+        self._callers[wire.DIRECTORY].farewell(_GOODBYE_S)
         self._close()
 
     def _close(self) -> None:

@@ -8,6 +8,7 @@ import random
 import resource
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -365,6 +366,42 @@ def test_who_waits_to_be_called_again_is_not_called_all_the_time(hall: Hall, mon
     began = time.monotonic()
     hall.until(lambda: len(dialed) == 5)
     assert time.monotonic() - began > 4 * 0.1 and caller.error is None
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["busy", "broken"])
+def test_a_farewell_arrives(broken: bool) -> None:
+    """Over a connection that is busy, and where there is none just now."""
+    heard: list[bytes] = []
+    with Poller() as poller:
+        listener = Listener(poller, ANY)
+        listener.start(lambda _, data, __: heard.append(bytes(data)), lambda _: True)
+
+        def leave(caller: Caller) -> None:
+            caller.send(b"goodbye")
+            caller.farewell(LIMIT_S)
+
+        with Poller() as other:
+            caller = Caller(other, listener.address, lambda *_: None, lambda *_: None)
+            caller.send(b"hello")
+            deadline = time.monotonic() + LIMIT_S
+            while not heard and time.monotonic() < deadline:
+                other.wait(0.001)
+                poller.wait(0.001)
+            if broken:
+                break_connection(caller)
+                caller._dialed_s = time.monotonic()
+                other.wait(1)
+                assert not caller.connected
+            else:
+                caller.send(b"much", bytes(EXTENT_BYTES))
+                caller.send(b"much", bytes(EXTENT_BYTES))
+                caller.send(b"much", bytes(EXTENT_BYTES))
+            leaving = threading.Thread(target=leave, args=(caller,))
+            leaving.start()
+            while leaving.is_alive():
+                poller.wait(0.01)
+        assert heard == [b"hello", *([] if broken else [b"much"] * 3), b"goodbye"]
+        listener.close()
 
 
 def test_a_connection_is_made_again_at_once(hall: Hall) -> None:
