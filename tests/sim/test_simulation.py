@@ -293,12 +293,18 @@ def is_deaf(pid: str) -> bool:
     return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
 
 
+def at_a_terminal() -> None:
+    """Where Ctrl-C is not ignored, as it is in all that a script starts in the background: perhaps these tests, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("jobs", "processes"), [(1, 0), (2, 3)], ids=["here", "apart"])  # one tracks resources
 def test_an_interrupted_campaign_says_how_far_it_got(jobs: int, processes: int, file: Path) -> None:
     command = [sys.executable, "-m", "tests.sim", "--seeds", "100000", "--jobs", f"{jobs}", "--regressions", f"{file}"]
     with subprocess.Popen(
-        command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=at_a_terminal,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline().startswith("seeds ")
         while len(children(process.pid)) < processes:
