@@ -100,7 +100,7 @@ class Run(NamedTuple):
         histogram = self.histogram
         lines = [str(self.variant), self.summary, *histogram.table()]
         if histogram.powerless:
-            lines.append("  WARNING: no power: no round shows that its threads overlapped")
+            lines.append("  WARNING: no power: no round shows that its threads overlapped; ask for more rounds")
         if missing := histogram.missing:
             some = ", ".join(histogram.text(each) for each in missing[:_SHOWN_MAX])
             lines.append(f"  warning: {len(missing)} interleaved outcomes never came: {some}")
@@ -226,7 +226,7 @@ class Campaign:
         if interrupted:
             print(f"interrupted: {self.summary()}", file=sys.stderr, flush=True)
         else:
-            weak = [f"\nno power: {run.variant}" for run in self.runs if run.histogram.powerless]
+            weak = [f"\nno power, try more rounds: {run.variant}" for run in self.runs if run.histogram.powerless]
             self._tell(self.summary() + "".join(weak))
 
     def _figures(self, interrupted: bool) -> dict[str, Any]:
