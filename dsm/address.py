@@ -38,6 +38,11 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2].strip("*") or 0)
 
 
+def address_of(host: str, port: int | str) -> str:
+    """The text for a host, which may be an IPv6 address, and a port."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
 def check_peer(address: str) -> None:
     """Raise :class:`InvalidArgument` unless ``address`` is ``tcp://IP:PORT``, which nobody has to look up: whoever
     does so cannot do anything else before the answer."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from dsm.address import check_address, host_of, port_of
+from dsm.address import address_of, check_address, host_of, port_of
 from dsm.constants import CONNECT_TIMEOUT_S, FRAME_BYTES, NODES_MAX
 from dsm.errors import InvalidArgument, ProtocolError
 from dsm.poller import Poller
@@ -48,8 +48,7 @@ class Listener:
         self._greetings: dict[Greeting, None] = {}  # the oldest first
         self._socket = _bind(address)
         self._listens = False
-        host, port = self._socket.getsockname()[:2]
-        self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self.address = address_of(*self._socket.getsockname()[:2])
 
     def start(self, deliver: Deliver, keeps: Callable[[Link], bool]) -> None:
         """Hear others from now on."""
@@ -154,7 +153,7 @@ class Listener:
 def _bind(address: str) -> socket.socket:
     host = host_of(address).replace("*", "0.0.0.0")
     try:
-        (family, where), *_ = resolve(f"tcp://{f'[{host}]' if ':' in host else host}:{port_of(address)}")
+        (family, where), *_ = resolve(address_of(host, port_of(address)))
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from dsm.address import is_loopback, port_of
+from dsm.address import address_of, is_loopback, port_of
 from dsm.errors import DirectoryUnreachable, InvalidArgument
 from dsm.stream import resolve
 
@@ -19,7 +19,7 @@ def check_reachable(bound: str, directory: str) -> None:
     if not is_loopback(bound) or is_loopback(directory):
         return
     # A name may be one of the loopback, too. What cannot be looked up cannot be reached, which is said later.
-    if any(is_loopback(_address(where)) for _, where in resolve(directory)):
+    if any(is_loopback(address_of(*where[:2])) for _, where in resolve(directory)):
         return
     port = port_of(bound)
     raise InvalidArgument(
@@ -40,12 +40,7 @@ def reachable(bound: str, towards: str) -> str:
             try:
                 with socket.socket(family, socket.SOCK_DGRAM) as probe:
                     probe.connect(where)  # sends nothing; only chooses the route
-                    return _address((probe.getsockname()[0], port))
+                    return address_of(probe.getsockname()[0], port)
             except OSError as error:
                 why = str(error)
     raise DirectoryUnreachable(f"cannot find a route to the directory at {towards} from {bound}: {why}")
-
-
-def _address(where: tuple[str, object]) -> str:
-    host, port = where[:2]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

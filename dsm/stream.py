@@ -139,8 +139,7 @@ class Link:
     def send_all(self, messages: list[bytes]) -> None:
         """Send several messages at once."""
         if self.error is None:
-            frame = self._session.frame
-            self._transmit(frame(messages[0]) if len(messages) == 1 else b"".join(map(frame, messages)))
+            self._transmit(b"".join(map(self._session.frame, messages)))
 
     def _transmit(self, frame: bytes) -> None:
         if self._unsent:

@@ -96,8 +96,7 @@ class Links:
 
     def close(self) -> None:
         """Say goodbye and close every socket."""
-        self.flush()
-        self.send(wire.DIRECTORY, wire.Leave())
+        self.send(wire.DIRECTORY, wire.Leave())  # and before it what waits
         self._callers[wire.DIRECTORY].farewell(_GOODBYE_S)
         self._close()
 

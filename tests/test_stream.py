@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
+from talker import closed
 
 from dsm import asking, wire
 from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES
@@ -106,23 +107,6 @@ def break_connection(link: Link) -> None:
     assert link._socket is not None
     with contextlib.suppress(OSError):  # it is broken already
         link._socket.shutdown(socket.SHUT_RDWR)
-
-
-def closed(sock: socket.socket) -> Callable[[], bool]:
-    """Has the other end closed it?"""
-    sock.setblocking(False)
-
-    def is_closed() -> bool:
-        try:
-            while sock.recv(1 << 16):
-                pass
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass
-        return True
-
-    return is_closed
 
 
 # --- messages -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from mutation import Mutator
 from noise import strange_head, strange_opening
 from report import Outcome, measured, rss_kib
+from talker import closed
 
 from dsm import constants, local, wire
 from dsm.errors import DsmError
@@ -127,20 +128,9 @@ class _Hearer:
 
     def end(self, sock: socket.socket) -> None:
         """Say no more, and wait until the listener has closed the connection."""
-
-        def is_closed() -> bool:
-            try:
-                while sock.recv(1 << 16):
-                    pass
-            except BlockingIOError:
-                return False
-            except ConnectionError:
-                pass
-            return True
-
         with contextlib.suppress(OSError):  # it has been closed already
             sock.shutdown(socket.SHUT_WR)
-        self.until(is_closed)
+        self.until(closed(sock))
         sock.close()
 
 

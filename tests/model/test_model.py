@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children, is_deaf
 from rich.console import Console
 
 from nodes.machine import NodeMachine
@@ -100,16 +101,6 @@ def test_the_table_tells_what_holds_and_what_does_not() -> None:
     assert f"{verdicts['right'].states:,}" in shown["right"] and "holds" in shown["right"]
     assert "memory: p0" in shown["wrong"] and "so: memory: p0" in verdicts["wrong"].conversation
     assert "waits" in shown["later"]
-
-
-def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def is_deaf(pid: str) -> bool:
-    """Is Ctrl-C nothing to this process?"""
-    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
 
 
 def test_an_interrupted_run_says_how_far_it_got() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from processes import at_a_terminal, children, is_deaf
 
 import nodes.memory
 from directory.cluster import Cluster, Outgoing
@@ -281,21 +282,6 @@ def test_a_campaign_without_failures_leaves_the_file_alone(file: Path) -> None:
     ran = campaign(file, "--seeds", "3")
     assert ran.exit_code == 0, ran.stderr
     assert file.read_text() == before
-
-
-def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def is_deaf(pid: str) -> bool:
-    """Is Ctrl-C nothing to this process?"""
-    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) >> signal.SIGINT - 1 & 1)
-
-
-def at_a_terminal() -> None:
-    """Where Ctrl-C is not ignored, as it is in all that a script starts in the background: perhaps these tests, too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("jobs", "processes"), [(1, 0), (2, 3)], ids=["here", "apart"])  # one tracks resources

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 from cluster import LIMIT_S
@@ -27,6 +28,23 @@ _RESET: Final = struct.pack("ii", 1, 0)  # linger for no time at all: what was n
 def connect(address: str) -> socket.socket:
     """A connection on which nothing has been said yet."""
     return socket.create_connection((host_of(address), port_of(address)), LIMIT_S)
+
+
+def closed(sock: socket.socket) -> Callable[[], bool]:
+    """Has the other end closed it?"""
+    sock.setblocking(False)
+
+    def is_closed() -> bool:
+        try:
+            while sock.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    return is_closed
 
 
 def is_closed(sock: socket.socket) -> bool:
