@@ -55,7 +55,7 @@ clean: ## remove everything that make made
 $(COMPILED): $(READY) $(SOURCES) setup.py pyproject.toml
 	@echo "compiling the way of a fault"
 	@rm -rf $(dir $@) && mkdir -p $(dir $@)
-	@cp -r dsm directory nodes tests benchmarks examples docs setup.py pyproject.toml README.md LICENSE $(dir $@)
+	@cp -r dsm directory nodes tests benchmarks docs $(wildcard examples) setup.py pyproject.toml README.md LICENSE $(dir $@)
 	@cd $(dir $@) && $(abspath $(PY)) setup.py --quiet build_ext --inplace >build.log 2>&1 \
 	    && $(abspath $(PY)) -c 'from dsm import doctor; assert doctor.is_compiled()' || { cat build.log; exit 1; }
 	@touch $@

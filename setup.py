@@ -16,6 +16,7 @@ FAULT_PATH = [
     "directory/machine.py",
     "directory/rules.py",
     "directory/service.py",
+    "dsm/codec.py",
     "dsm/geometry.py",
     "dsm/pagetable.py",
     "dsm/poller.py",

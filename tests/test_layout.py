@@ -21,6 +21,7 @@ PURE = [
     "directory/rules.py",
     "directory/sync.py",
     "dsm/address.py",
+    "dsm/codec.py",
     "dsm/constants.py",
     "dsm/errors.py",
     "dsm/geometry.py",
@@ -149,7 +150,7 @@ def test_each_end_of_a_conversation_speaks_tcp_in_one_file() -> None:
 
 
 def test_one_file_speaks_messagepack() -> None:
-    assert users("msgpack") == {"dsm/wire.py"}
+    assert users("msgpack") == {"dsm/codec.py"}
 
 
 def test_one_file_speaks_ioctl() -> None:
