@@ -49,6 +49,7 @@ class Application:
         line = self._answers.readline()
         if not line:
             how = launch.how_it_ended(self._process.wait())
+            self.end()
             raise RuntimeError(f"an application of the benchmark ended ({how}): what it wrote on stderr says why")
         return json.loads(line)
 
@@ -83,12 +84,14 @@ class Cluster:
     def __init__(self, folder: Path, done: contextlib.ExitStack) -> None:
         self._folder = folder
         self._done = done
+        self._nodes = 0
         self._directory = launch.start_directory()
         done.callback(self._directory.stop)
 
     def node(self) -> Path:
         """Start another node; its socket."""
-        path = self._folder / f"node{len(list(self._folder.iterdir()))}"
+        self._nodes += 1
+        path = self._folder / f"node{self._nodes}"
         self._done.callback(launch.start_node(self._directory.address, socket=path, name=path.name).stop)
         return path
 
