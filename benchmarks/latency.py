@@ -110,6 +110,7 @@ class Accesses:
     def lock_contended(self, count: int) -> list[tuple[int, int, int]]:
         """When it was asked for, acquired, released."""
         now, times = time.perf_counter_ns, []
+        self._barriers[2].wait()
         for _ in range(count):
             asked = now()
             self._lock.acquire()
@@ -127,16 +128,16 @@ class Accesses:
             times.append((came, now()))
         return times
 
-    def contend(self, page: int, side: int, start: int, end: int) -> tuple[int, list[int]]:
-        """Store to a page between two moments: how many stores, and how long each took before which the other side
-        has had its turn, as its own word in the page tells."""
+    def contend(self, page: int, side: int, nanoseconds: int) -> tuple[int, list[int]]:
+        """Store to a page for a time: how many stores, and how long each took before which the other side has had its
+        turn, as its own word in the page tells."""
         words, now = self._memory.cast("Q"), time.perf_counter_ns
         own, other = page * PAGE // 8 + side, page * PAGE // 8 + 1 - side
         stores, turns = words[own], []
         before, seen = stores, words[other]
-        while now() < start:
-            pass
+        self._barriers[2].wait()
         begin = now()
+        end = begin + nanoseconds
         while begin < end:
             stores += 1
             words[own] = stores
@@ -164,7 +165,6 @@ class _Measured:
 
     def __init__(self, services: Cluster, rounds: int, batch: int) -> None:
         self.batch = batch
-        self._seconds = 0.2 if batch > 20 else 0.05
         spread, self._in_order = _pages(rounds, batch)
         self._unused = iter(spread)
         self._contended = _HIT_BYTES // PAGE
@@ -233,10 +233,9 @@ class _Measured:
 
     def ping_pong(self, shares: tuple[Figure, ...]) -> list[float]:
         """How long each turn of either side was waited for. The shares of the sides go to ``shares``."""
-        start = time.perf_counter_ns() + 5_000_000
-        end = start + int(self._seconds * 1e9)
+        for_ns = 200_000_000 if self.batch > 20 else 50_000_000
         sides = self.readers[:2]
-        told = together(*[(side, ["contend", self._contended, n, start, end]) for n, side in enumerate(sides)])
+        told = together(*[(side, ["contend", self._contended, n, for_ns]) for n, side in enumerate(sides)])
         stores, turns = [stores for stores, _ in told], [len(waits) for _, waits in told]
         for figure, counted in zip(shares, (*_percent(stores), *_percent(turns)), strict=True):
             figure.samples.append(counted)

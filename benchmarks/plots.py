@@ -29,8 +29,10 @@ def targets(folder: Path, verdicts: Sequence[tuple[Figure, Bound, float]]) -> Pa
     picture = Picture(figsize=(8, 1 + 0.4 * len(verdicts)), layout="constrained")
     axes = picture.add_subplot()
     colours = [_MET if bound.met(ratio) else _MISSED for _, bound, ratio in verdicts]
-    bars = axes.barh(range(len(far)), far, color=colours)
-    axes.bar_label(bars, [f"{ratio:.2f} {'met' if b.met(ratio) else 'missed'}" for _, b, ratio in verdicts], padding=3)
+    axes.barh(range(len(far)), np.array(far) - 1, left=1, color=colours)
+    for place, (_, bound, ratio) in enumerate(verdicts):
+        verdict = "met" if bound.met(ratio) else "missed"
+        axes.text(max(far[place], 1), place, f" {ratio:.2f} {verdict}", va="center")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -97,7 +99,7 @@ def _bars(axes: Any, unit: str, figures: list[Figure]) -> None:
     colours = [_FLOOR if figure.name in named and not figure.beside else _OURS for figure in figures]
     axes.barh(range(len(figures)), centre, xerr=whiskers, color=colours, error_kw={"linewidth": 1})
     for place, value in enumerate(centre):
-        axes.text(0, place, f" {rows.number(value)}", va="center", size=7)
+        axes.text(value + whiskers[1][place], place, f" {rows.number(value)}", va="center", size=7)
     axes.set_yticks(range(len(figures)), [figure.name for figure in figures])
     axes.invert_yaxis()
     axes.set_xlabel(unit)
