@@ -1,4 +1,4 @@
-"""The suite of latencies, quick: its figures are there and sensible in kind. How fast anything is does not matter here."""
+"""The suite of latencies, quick: its figures are there and sensible in kind. Their size does not matter here."""
 
 from __future__ import annotations
 
