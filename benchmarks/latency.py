@@ -2,7 +2,8 @@
 
 Nine nodes on this host over TCP loopback, an application on each and a second one on the first. Pages are touched in
 random order, every other one, so that nothing is read ahead, unless a figure says "in order". Every round measures a
-batch of everything.
+batch of everything. All nodes share the processors of this host: what eight hosts would do at once (invalidate a
+copy, leave a barrier) they do here in turn.
 
 - hit: a numpy operation on memory that is here already, beside the same on private memory.
 - local fault: a store to a page that a neighbour on the same node has written; the agent alone settles it.
@@ -325,7 +326,7 @@ def _shares() -> tuple[Figure, ...]:
 
 def measure(quick: bool, progress: Progress) -> Section:
     """Everything, ``quick`` with few rounds of small batches."""
-    rounds, batch = (3, 12) if quick else (60, 50)
+    rounds, batch = (3, 12) if quick else (50, 50)
     section = Section("latency", "Latency", (__doc__ or "").strip())
     with ExitStack() as done:
         progress("starting nine nodes")

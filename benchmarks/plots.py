@@ -10,6 +10,7 @@ from typing import Any, Final
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks import rows
 from benchmarks.measurements import Bound, Figure, Section
@@ -17,7 +18,8 @@ from benchmarks.measurements import Bound, Figure, Section
 _MANY: Final = 100
 """From so many samples on a figure has a shape worth drawing."""
 
-_FLOOR, _OURS, _MET, _MISSED = "0.6", "tab:blue", "tab:green", "tab:red"
+_OURS, _MET, _MISSED = "tab:blue", "tab:green", "tab:red"
+_FLOORS: Final = ("0.5", "tab:orange", "tab:brown", "tab:purple")
 
 matplotlib.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -32,7 +34,7 @@ def targets(folder: Path, verdicts: Sequence[tuple[Figure, Bound, float]]) -> Pa
     axes.barh(range(len(far)), np.array(far) - 1, left=1, color=colours)
     for place, (_, bound, ratio) in enumerate(verdicts):
         verdict = "met" if bound.met(ratio) else "missed"
-        axes.text(max(far[place], 1), place, f" {ratio:.2f} {verdict}", va="center")
+        axes.text(max(far[place], 1), place, f" {rows.number(ratio)} {verdict}", va="center")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -43,7 +45,7 @@ def targets(folder: Path, verdicts: Sequence[tuple[Figure, Bound, float]]) -> Pa
 
 
 def latencies(folder: Path, section: Section) -> Path | None:
-    """A histogram of every figure that has many samples, those beside it in grey."""
+    """A histogram of every figure that has many samples, those beside it as lines. Upright: p50 and p99."""
     drawn = [figure for figure in section.figures if len(figure.samples) >= _MANY]
     if not drawn:
         return None
@@ -61,13 +63,17 @@ def _histogram(axes: Any, section: Section, figure: Figure) -> None:
     low = max(min(s.min() for s in samples), 1e-3)
     high = max(float(np.quantile(s, 0.999)) for s in samples)
     bins = np.geomspace(low, max(high, low * 1.1), 60)
-    for floor, values in zip(floors, samples[1:], strict=True):
-        axes.hist(values, bins, weights=np.full(len(values), 100 / len(values)), histtype="step", color=_FLOOR)
-        axes.plot([], [], color=_FLOOR, label=floor.name)
+    for number, (floor, values) in enumerate(zip(floors, samples[1:], strict=True)):
+        line: dict[str, Any] = {"color": _FLOORS[number % len(_FLOORS)], "linewidth": 0.8}
+        axes.hist(values, bins, weights=np.full(len(values), 100 / len(values)), histtype="step", **line)
+        axes.plot([], [], label=floor.name, **line)
     axes.hist(samples[0], bins, weights=np.full(len(samples[0]), 100 / len(samples[0])), color=_OURS, alpha=0.7)
     for q, style in ((0.5, "-"), (0.99, ":")):
         axes.axvline(figure.quantile(q), color=_OURS, linestyle=style, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{figure.name}: p50 {rows.number(figure.median)}, p99 {rows.number(figure.quantile(0.99))}", size=7)
     axes.set_xlabel(figure.unit)
     axes.set_ylabel("% of all")
@@ -96,7 +102,7 @@ def _bars(axes: Any, unit: str, figures: list[Figure]) -> None:
     spread = np.array([figure.spread for figure in figures]).T
     whiskers = np.maximum([centre - spread[0], spread[1] - centre], 0)
     named = {name for figure in figures for name in figure.beside}
-    colours = [_FLOOR if figure.name in named and not figure.beside else _OURS for figure in figures]
+    colours = [_FLOORS[0] if figure.name in named and not figure.beside else _OURS for figure in figures]
     axes.barh(range(len(figures)), centre, xerr=whiskers, color=colours, error_kw={"linewidth": 1})
     for place, value in enumerate(centre):
         axes.text(value + whiskers[1][place], place, f" {rows.number(value)}", va="center", size=7)

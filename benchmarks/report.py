@@ -54,7 +54,7 @@ def _targets(pictures: Path, sections: Sequence[Section]) -> Iterator[str]:
     yield from _table(
         [("", "target", "measured", "")]
         + [
-            (figure.name, rows.aim(figure, bound), f"{ratio:.2f}", "met" if bound.met(ratio) else "**missed**")
+            (figure.name, rows.aim(figure, bound), rows.number(ratio), "met" if bound.met(ratio) else "**missed**")
             for figure, bound, ratio in verdicts
         ]
     )

@@ -51,16 +51,18 @@ def there(section: Section, name: str) -> bool:
 def aim(figure: Figure, bound: Bound) -> str:
     """A target in words, without what it is a target for."""
     quantile = "" if bound.quantile == 0.5 else f"p{100 * bound.quantile:g} "
+    if not bound.beside:
+        return f"{quantile}{bound.kind} {bound.ratio:,g} {figure.unit}"
     itself = "its own median" if bound.beside == figure.name else bound.beside
     return f"{quantile}{bound.kind} {bound.ratio:g} × {itself}"
 
 
 def target(section: Section, figure: Figure, bound: Bound) -> str:
     """A target and whether it was met."""
-    if not there(section, bound.beside):
+    if bound.beside and not there(section, bound.beside):
         return f"{aim(figure, bound)}: not measured"
     ratio = section.ratio(figure, bound.beside, bound.quantile)
-    return f"{aim(figure, bound)}: {'met' if bound.met(ratio) else 'MISSED'} ({ratio:.2f})"
+    return f"{aim(figure, bound)}: {'met' if bound.met(ratio) else 'MISSED'} ({number(ratio)})"
 
 
 def facts(section: Section) -> list[tuple[str, ...]]:

@@ -28,7 +28,14 @@ def section() -> Section:
         Figure("far", "µs", [3000.0, 3100.0, 3200.0], (FLOOR, "a peer"), (Bound("at most", 1.5, FLOOR),)),
         Figure("uneven", "µs", [1.0] * 90 + [9.0] * 10, (), (Bound("at most", 3, "uneven", 0.99),)),
         Figure("empty", "GB/s"),
-        Figure("lonely", "GB/s", [1.0], (), (Bound("at least", 0.8, "a peer"),), note="on its own"),
+        Figure(
+            "lonely",
+            "GB/s",
+            [1.0],
+            (),
+            (Bound("at least", 0.8, "a peer"), Bound("at least", 2000, "")),
+            note="on its own",
+        ),
     ]
     return Section("latency", "Made up", "Nothing.", figures, {"a peer": "apt-get install it"}, {"near": {"lines": 7}})
 
@@ -69,10 +76,11 @@ def test_everything_that_was_measured_is_in_the_json(measured: None, tmp_path: P
 def test_the_report_shows_missed_targets_as_plainly_as_met_ones(measured: None, tmp_path: Path) -> None:
     assert run("latency", "--quick", "--report", str(tmp_path)).exit_code == 0
     page = (tmp_path / "benchmarks.md").read_text()
-    assert "1 met, 2 missed" in page
+    assert "1 met, 3 missed" in page
     assert f"| near | at most 1.5 × {FLOOR} | 1.20 | met |" in page
     assert f"| far | at most 1.5 × {FLOOR} | 3.10 | **missed** |" in page
     assert "| uneven | p99 at most 3 × its own median | 9.00 | **missed** |" in page
+    assert "| lonely | at least 2,000 GB/s | 1.00 | **missed** |" in page
     assert "lonely: on its own" in page
     assert "at least 0.8 × a peer: not measured" in page
     assert "Absent: a peer (apt-get install it)." in page
