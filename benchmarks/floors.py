@@ -164,7 +164,8 @@ class Floors:
         self._tcp_requests.close()
         self._tcp_answers.close()
         for child in self._children:
-            _end(child)
+            with child:
+                child.kill()
         self._context.destroy(linger=0)
 
 
@@ -203,16 +204,9 @@ class Stream:
 
     def close(self) -> None:
         """End the sender."""
-        _end(self._sender)
+        with self._sender:
+            self._sender.kill()
         self._context.destroy(linger=0)
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.kill()
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 def _time(count: int, ask: Callable[[], object], answered: Callable[[], object]) -> list[int]:
