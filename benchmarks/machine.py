@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import dsm.session
+from dsm import doctor
 
 _TREE: Final = Path(__file__).resolve().parent.parent
 _PACKAGES: Final = ("numpy", "pyzmq", "msgpack", "matplotlib", "redis", "ray", "mpi4py")
@@ -52,7 +52,7 @@ def _memory() -> str:
 
 def _dsm() -> str:
     """Release, commit where there is one, and whether its fault path is compiled."""
-    compiled = "interpreted" if dsm.session.__file__.endswith(".py") else "compiled"
+    compiled = "compiled" if doctor.is_compiled() else "interpreted"
     return ", ".join(filter(None, [_version("dsm"), _commit(), compiled]))
 
 
