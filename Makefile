@@ -39,7 +39,8 @@ simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their 
 	$(PY) -m tests.sim --seeds $(or $(SEEDS),1000) $(ARGS)
 
 bench: $(COMPILED) ## measure everything beside floors and peers, write docs/benchmarks.md (ARGS="latency --quick": a part, only printed)
-	cd $(dir $(COMPILED)) && $(abspath $(PY)) -m benchmarks $(or $(ARGS),--report $(abspath docs) --json $(abspath docs/benchmarks/results.json))
+	PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(dir $(COMPILED))) \
+	    $(PY) -m benchmarks $(or $(ARGS),--report docs --json docs/benchmarks/results.json)
 
 litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each, ARGS="--json", "IRIW")
 	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
