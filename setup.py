@@ -39,8 +39,8 @@ FAULT_PATH = [
 
 
 def extensions() -> list[Extension]:
-    """None for an editable installation."""
-    if "editable_wheel" in sys.argv:
+    """None for an editable installation, nor where only metadata are asked for: mypyc may not be there."""
+    if {"editable_wheel", "dist_info", "egg_info"} & set(sys.argv):
         return []
     from mypyc.build import mypycify
 
