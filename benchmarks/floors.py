@@ -148,8 +148,8 @@ class Floors:
         self._tcp_requests.close()
         self._tcp_answers.close()
         for child in self._children:
-            child.kill()
-            child.wait()
+            with child:
+                child.kill()
         self._context.destroy(linger=0)
 
 

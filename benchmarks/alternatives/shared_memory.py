@@ -1,24 +1,22 @@
-"""multiprocessing.shared_memory as a peer, for one host. ``python -m benchmarks.peers.shared_memory [NAME]``."""
+"""multiprocessing.shared_memory as a peer, for one host. ``python -m benchmarks.alternatives.shared_memory``."""
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
-import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.peers.peer import ARRAY, LOCAL_READ, LOCAL_SCAN, LOCAL_STORE, VALUE, Latency, Peer, Rate
-
-MODULE: Final = "benchmarks.peers.shared_memory"
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
+from benchmarks.alternatives.peer import ARRAY, LOCAL_READ, LOCAL_SCAN, LOCAL_STORE, VALUE, Latency, Peer, Rate
 
 
 def start(folder: Path) -> Child:
     """A process that uses memory which another has filled."""
-    return Child(python(MODULE))
+    return Child(python(__name__))
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
@@ -27,7 +25,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     shared = SharedMemory(create=True, size=ARRAY)
     stack.callback(shared.close)
     stack.callback(shared.unlink)
-    subprocess.run(python(MODULE, shared.name), check=True, stdin=subprocess.DEVNULL)
+    _in_another_process(_fill, shared.name)
     memory = shared.buf
     assert memory is not None
     stack.callback(memory.release)
@@ -49,6 +47,14 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
         "store": lambda count: each_us(count, store),
         "sum": lambda: rate_gb_s(ARRAY, add_up),
     }
+
+
+def _in_another_process(function: Callable[[str], None], name: str) -> None:
+    """One that knows this one's tracker of resources: the tracker of a stranger would unlink the memory at its end."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=(name,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def _fill(name: str) -> None:
@@ -75,7 +81,4 @@ is asked at the first store, and nothing has to run. Between hosts it does nothi
 )
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        _fill(sys.argv[1])
-    else:
-        obey(_begin)
+    obey(_begin)

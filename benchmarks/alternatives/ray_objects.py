@@ -1,4 +1,4 @@
-"""Ray as a peer: a cluster of two nodes on this host. ``python -m benchmarks.peers.ray_objects FOLDER``."""
+"""Ray as a peer: a cluster of two nodes on this host. ``python -m benchmarks.alternatives.ray_objects FOLDER``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.peers.peer import ARRAY, LOCAL_SCAN, READ_AGAIN, REMOTE_READ, SCAN, VALUE, VALUES, Latency, Peer, Rate
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
+from benchmarks.alternatives.peer import (
+    ARRAY,
+    LOCAL_SCAN,
+    READ_AGAIN,
+    REMOTE_READ,
+    SCAN,
+    VALUE,
+    VALUES,
+    Latency,
+    Peer,
+    Rate,
+)
 
 STORE: Final = 200 << 20
 """Bytes of the object store of a node: some arrays, and twice what ray wants at least."""
@@ -67,7 +78,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
         there = ray.get(holder.array.remote())
         return rate_gb_s(ARRAY, lambda: add_up(there))
 
-    return ray.__version__, {
+    return f"ray {ray.__version__}", {
         "get": get,
         "call": call,
         "sum": lambda: rate_gb_s(ARRAY, lambda: add_up(array)),

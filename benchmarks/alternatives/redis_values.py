@@ -1,4 +1,4 @@
-"""Redis as a peer: a server and a client on this host. ``python -m benchmarks.peers.redis_values FOLDER``."""
+"""Redis as a peer: a server and a client on this host. ``python -m benchmarks.alternatives.redis_values FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.peers.child import Child, Operations, each_us, obey, program, python, rate_gb_s
-from benchmarks.peers.peer import (
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, program, python, rate_gb_s
+from benchmarks.alternatives.peer import (
     ARRAY,
     BLOCK,
     OVERWRITE,
@@ -42,12 +42,13 @@ def start(folder: Path) -> Child:
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
+    server = program(SERVER)
     import hiredis  # noqa: F401 redis-py uses it where it is installed
     import numpy as np
     import redis
     from redis._parsers import _RESP3Parser
 
-    port = _serve(stack, program(SERVER))
+    port = _serve(stack, server)
 
     def client(**options: Any) -> redis.Redis:
         pool = redis.ConnectionPool(host="127.0.0.1", port=port, **options)
@@ -75,7 +76,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
             plain.set(f"block {number}", block.data)
 
     total = block.sum()
-    return f"{fast.info('server')['redis_version']}, redis-py {redis.__version__}", {
+    return f"redis {fast.info('server')['redis_version']}, redis-py {redis.__version__}", {
         "get": lambda count: get(plain, count),
         "get, hiredis": lambda count: get(fast, count),
         "set": lambda count: each_us(count, lambda number: plain.set(number % VALUES, value)),

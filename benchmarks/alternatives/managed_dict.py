@@ -1,4 +1,4 @@
-"""A dict of multiprocessing.Manager as a peer, over TCP. ``python -m benchmarks.peers.managed_dict``."""
+"""A dict of multiprocessing.Manager as a peer, over TCP. ``python -m benchmarks.alternatives.managed_dict``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.peers.child import Child, Operations, each_us, obey, python
-from benchmarks.peers.peer import READ_AGAIN, REMOTE_READ, UPGRADE, VALUE, VALUES, Latency, Peer
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, python
+from benchmarks.alternatives.peer import READ_AGAIN, REMOTE_READ, UPGRADE, VALUE, VALUES, Latency, Peer
 
 
 def start(folder: Path) -> Child:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks.peers.child import Child
+from benchmarks.alternatives.child import Child
 
 VALUE: Final = 4096
 """Bytes: a page of dsm, and what every peer is asked for."""
@@ -61,7 +61,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class Peer:
-    """``start`` is given a folder, which is the child's own, and raises :class:`~benchmarks.peers.child.Absent`."""
+    """``start`` is given a folder, which is the child's own. Either it or the child's ``ready`` raises
+    :class:`~benchmarks.alternatives.child.Absent`."""
 
     name: str
     install: str

@@ -1,6 +1,6 @@
 """MPI's one-sided communication as a peer: two ranks over TCP.
 
-``mpiexec -n 2 python -m benchmarks.peers.mpi_windows FIFO``
+``mpiexec -n 2 python -m benchmarks.alternatives.mpi_windows FIFO``
 
 Rank 0 measures and is the child that is asked. Rank 1 owns the window. A target makes progress only inside of MPI, so
 rank 1 waits there while rank 0 measures, which takes a processor; between measurements it reads the FIFO.
@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.child import Absent, Child, Operations, each_us, obey, program, python, rate_gb_s
-from benchmarks.peers.peer import (
+from benchmarks.alternatives.child import Absent, Child, Operations, each_us, obey, program, python, rate_gb_s
+from benchmarks.alternatives.peer import (
     ARRAY,
     BLOCK,
     OVERWRITE,
@@ -38,6 +38,7 @@ OVER_TCP: Final = {
     "MPIR_CVAR_NOLOCAL": "1",  # MPICH: both ranks as if on hosts of their own
     "MPIR_CVAR_CH4_NETMOD": "ofi",  # MPICH with both transports: this one was the faster over TCP
     "FI_PROVIDER": "tcp",
+    "FI_TCP_IFACE": "lo",
     "UCX_TLS": "tcp",  # MPICH that has only the other
     "OMPI_MCA_pml": "ob1",  # Open MPI
     "OMPI_MCA_btl": "tcp,self",
@@ -72,9 +73,10 @@ def _own() -> None:
     from mpi4py import MPI
 
     with Path(sys.argv[1]).open() as fifo:
-        _window()
+        window = _window()
         for _ in fifo:
             MPI.COMM_WORLD.Barrier()
+        window.Free()
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
@@ -82,8 +84,10 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     import numpy as np
     from mpi4py import MPI
 
-    fifo = stack.enter_context(Path(sys.argv[1]).open("w", buffering=1))
+    fifo = os.open(sys.argv[1], os.O_WRONLY)
     window = _window()
+    stack.callback(window.Free)  # everybody calls it, too
+    stack.callback(os.close, fifo)
     value, block = np.zeros(VALUE, "u1"), np.zeros(BLOCK, "u1")
     ones, ones_block = np.ones(VALUE, "u1"), np.ones(BLOCK, "u1")
 
@@ -122,7 +126,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
 
     def with_owner(operation: Callable[[], list[float]], locked: int | None = None) -> list[float]:
         """Measure while the owner is there, holding the window's lock or not."""
-        fifo.write("now\n")
+        os.write(fifo, b"now\n")
         if locked is not None:
             window.Lock(OWNER, locked)
         took = operation()
@@ -167,7 +171,7 @@ def _version(library: str) -> str:
     """The first line of what MPI says of itself, and mpi4py's."""
     import mpi4py
 
-    return f"{' '.join(library.splitlines()[0].split())}, mpi4py {mpi4py.__version__}"
+    return f"{' '.join(library.splitlines()[0].replace('Version:', '').split())}, mpi4py {mpi4py.__version__}"
 
 
 def _rank() -> int:

@@ -1,4 +1,4 @@
-"""dsm itself, beside its peers: two nodes on this host. ``python -m benchmarks.peers.pages`` is an application."""
+"""dsm itself: two nodes on this host. ``python -m benchmarks.alternatives.pages`` is an application on one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.peers.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.peers.peer import ARRAY, BLOCK, VALUE
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
+from benchmarks.alternatives.peer import ARRAY, BLOCK, VALUE
 
 PAGES: Final = 4096
 """Of the region whose pages are touched one by one: enough that those of a batch have few neighbours."""
@@ -26,10 +26,14 @@ class Pages:
 
         directory = launch.start_directory()
         stack.callback(directory.stop)
-        sockets = [folder / name for name in ("a", "b")]
+        own = folder / "dsm"  # removed by the last node
+        own.mkdir()
+        sockets = [own / name for name in ("a", "b")]
         for socket in sockets:
             stack.callback(launch.start_node(directory.address, socket=socket, name=socket.name).stop)
-        self._here, self._there, self._neighbour = (self._child(stack, sockets[number]) for number in (0, 1, 1))
+        self._here, self._there, self._neighbour = children = [self._child(stack, sockets[node]) for node in (0, 1, 1)]
+        for child in children:
+            child.ready()
         self._batch = batch
         self._random = random.Random(1)
         self._pages: list[int] = []

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks.floors import Floors
-from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
-from benchmarks.peers import managed_dict, mpi_windows, ray_objects, redis_values, shared_memory
-from benchmarks.peers.child import Absent, Child
-from benchmarks.peers.pages import Pages
-from benchmarks.peers.peer import (
+from benchmarks.alternatives import managed_dict, mpi_windows, ray_objects, redis_values, shared_memory
+from benchmarks.alternatives.child import Absent, Child
+from benchmarks.alternatives.pages import Pages
+from benchmarks.alternatives.peer import (
     LOCAL_READ,
     LOCAL_SCAN,
     LOCAL_STORE,
@@ -28,51 +27,61 @@ from benchmarks.peers.peer import (
     UPGRADE,
     Peer,
 )  # fmt: skip
+from benchmarks.floors import Floors
+from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
 
 PEERS: Final = (redis_values.PEER, ray_objects.PEER, mpi_windows.PEER, managed_dict.PEER, shared_memory.PEER)
 
 ROUND_TRIP: Final = "pyzmq: 4 KiB there and back"
 """The floor of everything that goes to another process over TCP."""
 
+MEASURED: Final = {True: (3, 30), False: (25, 100)}
+"""Rounds, and operations of each kind in a round, quickly and in full."""
+
 Part = tuple[Figure, Callable[[], list[float]]]
 
 
 def measure(quick: bool, progress: Progress) -> Section:
     """dsm and every peer that is here."""
-    rounds, batch = (3, 30) if quick else (25, 100)
+    rounds, batch = MEASURED[quick]
     section = Section("peers", "Beside what one would use instead", _about())
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsm-peers-", dir="/tmp")))
-        started = []
-        for peer in PEERS:
+        children = {}
+        for number, peer in enumerate(PEERS):
             progress(f"starting {peer.name}")
-            if (child := start(peer, folder, section)) is not None:
-                stack.callback(child.end)
-                started.append((peer, child))
-        progress("starting two nodes")
+            own = folder / str(number)  # a short name: there will be sockets in it
+            own.mkdir()
+            with told(section, peer):
+                children[peer] = peer.start(own)
+                stack.callback(children[peer].end)
+        pages = Pages(stack, folder, batch)
         floors = Floors()
         stack.callback(floors.close)
         parts = [
-            *_dsm(Pages(stack, folder, batch)),
+            *dsm(pages),
             (Figure(ROUND_TRIP, "µs"), lambda: [took / 1000 for took in floors.round_trips(batch)]),
-            *(part for peer, child in started for part in _parts(peer, child, batch)),
         ]
+        for peer, child in children.items():
+            stack.callback(child.leave)  # all at once, before the first is waited for
+            progress(f"waiting for {peer.name}")
+            with told(section, peer):
+                child.ready()
+                parts += _parts(peer, child, batch)
         section.figures = [figure for figure, _ in parts]
         interleave(rounds, progress, parts)
     return section
 
 
-def start(peer: Peer, folder: Path, section: Section) -> Child | None:
-    """The peer's child; None if it cannot run here, which the section then tells with the reason."""
-    own = folder / str(PEERS.index(peer))  # a short name: there will be sockets in it
-    own.mkdir()
+@contextlib.contextmanager
+def told(section: Section, peer: Peer) -> Iterator[None]:
+    """If the peer cannot run here, the section tells it, with the reason."""
     try:
-        return peer.start(own)
+        yield
     except Absent as absent:
         section.absent[peer.name] = f"{absent}. To install it: {peer.install} (make peers installs all)"
     except RuntimeError as error:
         section.absent[peer.name] = f"is installed, but does not run here. {error}"
-    return None
 
 
 def _about() -> str:
@@ -84,7 +93,7 @@ def _about() -> str:
     )
 
 
-def _dsm(pages: Pages) -> Iterator[Part]:
+def dsm(pages: Pages) -> Iterator[Part]:
     """What is measured of dsm, in the order of a round."""
     yield _beside_peers(REMOTE_READ, "µs"), pages.remote_read
     yield _beside_peers(READ_AGAIN, "µs"), pages.read_again
@@ -106,6 +115,6 @@ def _beside_peers(name: str, unit: str, *bounds: Bound) -> Figure:
 def _parts(peer: Peer, child: Child, batch: int) -> Iterator[Part]:
     """What is measured of a peer."""
     for measured in peer.measured:
-        floor = (ROUND_TRIP,) if measured.unit == "µs" else ()
+        floor = (ROUND_TRIP,) if {REMOTE_READ, UPGRADE} & set(measured.instead) else ()
         figure = Figure(measured.figure, measured.unit, beside=floor, note=child.version)
         yield figure, functools.partial(measured.measure, child, batch)

@@ -91,7 +91,7 @@ def rate_gb_s(size: int, operation: Callable[[], object]) -> list[float]:
 
 
 class Child:
-    """A running child. Raises :class:`Absent` if it says that something is not installed."""
+    """A child that is starting; it can be asked once it is :meth:`ready`."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by end
@@ -105,14 +105,14 @@ class Child:
             text=True,
             start_new_session=True,  # a terminal's Ctrl-C is for the benchmark, which ends its children in order
         )
-        try:
-            told = self._answer()
-            if "absent" in told:
-                raise Absent(told["absent"])
-            self.version: str = told["version"]
-        except BaseException:
-            self.end()
-            raise
+        self.version = ""
+
+    def ready(self) -> None:
+        """Wait until it has begun. Raises :class:`Absent` if it says that something is not installed."""
+        told = self._answer()
+        if "absent" in told:
+            raise Absent(told["absent"])
+        self.version = told["version"]
 
     def ask(self, *what: object) -> Any:
         """Have it do an operation, given by name and arguments, and return what that returns."""
@@ -134,12 +134,17 @@ class Child:
             raise RuntimeError(f"{shlex.join(self._command)} ended or hung:\n{self._errors.read()[-2000:]}")
         return json.loads(line)
 
-    def end(self) -> None:
-        """Let it leave, and what it has started with it; end them by force if they do not. May be repeated."""
+    def leave(self) -> None:
+        """Let it leave, without waiting for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def end(self) -> int:
+        """Let it leave, and what it has started with it; end them by force if they do not. Its exit code; may be
+        repeated."""
         if self._process.returncode is None:
-            assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.close()
+            self.leave()
             try:
                 self._process.wait(END_S)
             except subprocess.TimeoutExpired:
@@ -147,6 +152,7 @@ class Child:
                 self._process.wait()
             self._process.stdout.close()
             self._errors.close()
+        return self._process.returncode
 
     def _kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
