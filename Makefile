@@ -42,6 +42,11 @@ bench: $(COMPILED) ## measure everything beside floors and peers, write docs/ben
 	PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(dir $(COMPILED))) \
 	    $(PY) -m benchmarks $(or $(ARGS),--report docs --json docs/benchmarks/results.json)
 
+peers: $(READY) ## install what `make bench` compares dsm with: redis, ray, MPI
+	$(PY) -m pip --require-virtualenv install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --no-build-isolation --editable '.[demo,dev,peers]'
+	@$(need_redis)
+
 litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each, ARGS="--json", "IRIW")
 	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
@@ -98,6 +103,24 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-compiled model lint fuzz simulate litmus histories bench clean
+# Installed without being started (what policy-rc.d is for): the benchmark starts a server of its own.
+define need_redis
+if ! command -v redis-server >/dev/null; then \
+    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "installing redis-server"; \
+        policy=/usr/sbin/policy-rc.d; \
+        if [ ! -e $$policy ]; then \
+            trap "rm $$policy" EXIT; \
+            printf '#!/bin/sh\nexit 101\n' >$$policy && chmod +x $$policy || exit 1; \
+        fi; \
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null || exit 1; \
+    else \
+        echo "redis-server is not here. Run: sudo apt-get install redis-server" >&2; \
+        exit 1; \
+    fi; \
+fi
+endef
+
+.PHONY: help demo test test-compiled model lint fuzz simulate peers litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
