@@ -11,7 +11,9 @@ HEADINGS: Final = ("", "unit", "median", "quartiles", "p99", "p99.9", "beside", 
 
 def number(value: float) -> str:
     """About three digits."""
-    if value == 0 or abs(value) >= 100:
+    if value == 0:
+        return "0"  # also -0.0
+    if abs(value) >= 100:
         return f"{value:,.0f}"
     digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
     return f"{value:.{digits}f}"
@@ -52,9 +54,13 @@ def aim(figure: Figure, bound: Bound) -> str:
     """A target in words, without what it is a target for."""
     quantile = "" if bound.quantile == 0.5 else f"p{100 * bound.quantile:g} "
     if not bound.beside:
-        return f"{quantile}{bound.kind} {bound.ratio:,g} {figure.unit}"
+        return f"{quantile}{bound.kind} {_plain(bound.ratio)} {figure.unit}"
     itself = "its own median" if bound.beside == figure.name else bound.beside
     return f"{quantile}{bound.kind} {bound.ratio:g} × {itself}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else number(value)
 
 
 def target(section: Section, figure: Figure, bound: Bound) -> str:

@@ -124,7 +124,7 @@ def test_a_tail_is_shown_where_enough_was_measured_to_know_it() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (12345.6, "12,346"), (100.4, "100"), (42.05, "42.0"), (1.234, "1.23"), (0.01234, "0.0123")],
+    [(0, "0"), (-0.0, "0"), (12345.6, "12,346"), (100.4, "100"), (42.05, "42.0"), (1.234, "1.23"), (0.01234, "0.0123")],
 )
 def test_numbers_have_about_three_digits(value: float, text: str) -> None:
     assert rows.number(value) == text
