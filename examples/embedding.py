@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import dsm
 
-DIMENSIONS, BAGS, BAG = 64, 1024, 16
+DIMENSIONS, BAGS, BAG = 64, 2048, 16
 
 
 def words(batch: int, rows: int) -> NDArray[np.int64]:
@@ -16,15 +16,17 @@ def words(batch: int, rows: int) -> NDArray[np.int64]:
     return (np.random.default_rng(batch).zipf(1.3, (BAGS, BAG)) - 1) % rows
 
 
-def serve(rows: int = 1 << 16, epochs: int = 4, batches: int = 64) -> NDArray[np.float32]:
+def serve(rows: int = 1 << 16, epochs: int = 4, batches: int = 32) -> NDArray[np.float32]:
     rank, ranks = dsm.rank(), dsm.world_size()
     everybody, turn = dsm.Barrier("epoch", ranks), dsm.Lock("turn")
-    table = dsm.attach("table", shape=(rows, DIMENSIONS), dtype="f4").array
-    answers = dsm.attach("answers", shape=(epochs * batches, BAGS), dtype="f4").array  # a page for each batch
+    region = dsm.attach("table", shape=(rows, DIMENSIONS), dtype="f4")
+    table = region.array
+    answers = dsm.attach("answers", shape=(epochs * batches, BAGS), dtype="f4").array  # whole pages for each batch
     queue = dsm.attach("queue", shape=1, dtype="i8").array
     if rank == 0:
         table[:] = np.random.default_rng(0).normal(size=table.shape)
     everybody.wait()
+    region.prefetch()  # in one go, since every node comes to need nearly all rows; rows that change come by themselves
     for epoch in range(1, epochs + 1):
         while True:
             with turn:  # whoever is free takes the next batch

@@ -31,7 +31,7 @@ def cluster(blocks: int = 128, iterations: int = 20) -> NDArray[np.float64]:
     rank, ranks = dsm.rank(), dsm.world_size()
     everybody = dsm.Barrier("sums", ranks)
     points = dsm.attach("points", shape=(blocks, BLOCK, DIMENSIONS)).array
-    mine = range(rank, blocks, ranks)
+    mine = range(blocks * rank // ranks, blocks * (rank + 1) // ranks)
     for block in mine:
         points[block] = draw(block)
     # A place for each process, of whole pages, and that twice: who is ahead does not write where others still read.

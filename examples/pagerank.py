@@ -4,6 +4,7 @@
 """
 
 import lzma
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 import dsm
 
 PACKAGES = Path(__file__).with_name("debian-packages.txt.xz")  # a package a line, then what it depends on
-PAGE = 512  # numbers
+PAGE = 4096  # numbers
 
 
+@cache
 def load() -> tuple[list[str], NDArray[np.int64]]:
     """The names, and two rows: who depends, on what; ordered by the latter."""
     with lzma.open(PACKAGES, "rt") as lines:
@@ -32,22 +34,26 @@ def rank_pages(iterations: int = 50, damping: float = 0.85) -> NDArray[np.float6
         dsm.attach("edges", shape=edges.shape, dtype=edges.dtype).array[:] = edges
         dsm.attach("links", shape=len(names)).array[:] = np.bincount(edges[0], minlength=len(names))
     everybody.wait()
-    links = dsm.attach("links").array.copy()
+    links, edges = dsm.attach("links").array.copy(), dsm.attach("edges").array
     count = len(links)
-    scores = dsm.attach("scores", shape=(2, -(-count // PAGE) * PAGE)).array[:, :count]
-    sources, targets = dsm.attach("edges").array
-    # Whole pages of the scores, with about the same number of edges for each process.
-    borders = targets[len(targets) * np.arange(1, ranks) // ranks] // PAGE * PAGE
-    start, stop = [0, *borders, count][rank : rank + 2]
-    mine = slice(*np.searchsorted(targets, [start, stop]))
-    sources, targets = sources[mine].copy(), targets[mine] - start
+    # Whole pages of the scores, with about the same number of edges, for each process.
+    borders = edges[1, edges.shape[1] * np.arange(1, ranks) // ranks] // PAGE * PAGE
+    start, stop = [0, *borders.tolist(), count][rank : rank + 2]
+    sources, targets = edges[:, slice(*np.searchsorted(edges[1], [start, stop]))].copy()
+    targets -= start
+    # All scores are exchanged in each iteration: large pages, and prefetch, make few messages of that.
+    region = dsm.attach("scores", shape=(2, -(-count // PAGE), PAGE), page_size=8 * PAGE)
+    half = region.size // 2
+    scores = region.array.reshape(2, -1)[:, :count]
     scores[0, start:stop] = 1 / count
     everybody.wait()
     for number in range(iterations):
-        old, new = scores[number % 2].copy(), scores[1 - number % 2]
-        shares = old / np.maximum(links, 1)
+        now, after = number % 2, 1 - number % 2
+        region.prefetch(now * half, (now + 1) * half)
+        old, new = scores[now], scores[after]
+        received = np.bincount(targets, (old / np.maximum(links, 1))[sources], minlength=stop - start)
         idle = old[links == 0].sum()  # who depends on nothing gives to all
-        received = np.bincount(targets, shares[sources], minlength=stop - start)
+        region.prefetch(after * half + 8 * start, after * half + 8 * stop, write=True)
         new[start:stop] = (1 - damping + damping * idle) / count + damping * received
         everybody.wait()
     return scores[iterations % 2]
