@@ -44,7 +44,6 @@ def cluster(blocks: int = 128, iterations: int = 20) -> NDArray[np.float64]:
         everybody.wait()
         total = places.sum(axis=0)
         centres = total / np.maximum(total[:, -1:], 1)
-    everybody.wait()
     return centres
 
 

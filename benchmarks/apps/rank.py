@@ -1,8 +1,7 @@
 """One process of an example that is being measured: ``python -m benchmarks.apps.rank dsm|private``.
 
-It takes a line of JSON for each run, and answers with one. The example is the file that a user would copy, unchanged;
-what it finds in ``dsm`` is the real one, or what stands in for it on private memory, with a watch around barriers and
-locks. The time of a run goes from its first barrier (the data are there) to its last (the result is).
+The example is the file that a user would copy, unchanged. What it finds in ``dsm`` is the real one, or what stands in
+for it on private memory, with a watch around barriers and locks. An order is a line of JSON, and so is the answer.
 """
 
 from __future__ import annotations
@@ -19,21 +18,25 @@ from typing import Any, Final
 
 import numpy as np
 
-MODULE: Final = "benchmarks.apps.rank"
-STATISTICS: Final = ("bytes_in", "invalidations")
+COUNTED: Final = ("bytes_in", "invalidations")
 
 
 class Watch:
     """Where the time of this thread goes, in nanoseconds, by the kernel's own account of it.
 
     While it does not wait for a barrier or a lock, a thread computes, or could compute and waits for a processor, or
-    sleeps: then it waits for a page.
+    sleeps: then it waits for a page. The watch runs from one barrier (the data are there) to another (the result is).
     """
 
     def __init__(self) -> None:
         self._account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-        self._waits: dict[str, int] = {}
-        self._begin: tuple[int, int, int] | None = None
+        self.start_after(0)
+
+    def start_after(self, barriers: int) -> None:
+        """Begin anew, when so many barriers have been passed."""
+        self.barriers_before = barriers
+        self._waits = {"barrier": 0, "lock": 0}
+        self._inside = (0, 0, 0)
         self.took: dict[str, int] = {}
 
     def _now(self) -> tuple[int, int, int]:
@@ -41,60 +44,82 @@ class Watch:
         waited = os.pread(self._account, 100, 0).split()[1]
         return time.perf_counter_ns(), time.thread_time_ns(), int(waited)
 
-    def clear(self) -> None:
-        self._begin = None
-
-    @property
-    def running(self) -> bool:
-        """Has the first barrier been passed?"""
-        return self._begin is not None
-
     @contextmanager
     def waiting(self, kind: str) -> Iterator[None]:
-        """For everybody's barrier, or a lock. The first barrier starts the watch, each barrier may be the last."""
+        """For a barrier or a lock."""
         before = self._now()
         yield
         now = self._now()
-        if not self.running:
+        if self.barriers_before:
             if kind == "barrier":
-                self._begin, self._asleep = now, [0, 0, 0]
-                self._waits = {"barrier": 0, "lock": 0}
+                self.barriers_before -= 1
+                self._begin = now
             return
-        self._asleep = [a + n - b for a, n, b in zip(self._asleep, now, before, strict=True)]
-        self._waits[kind] += now[0] - before[0]
-        if kind == "barrier":
-            self._stop(now)
+        here = (now[0] - before[0], now[1] - before[1], now[2] - before[2])
+        self._inside = (self._inside[0] + here[0], self._inside[1] + here[1], self._inside[2] + here[2])
+        self._waits[kind] += here[0]
+        if kind == "barrier":  # perhaps the last
+            self._read_off(now)
 
-    def _stop(self, now: tuple[int, int, int]) -> None:
-        assert self._begin is not None
-        all_of_it, ran, waited = (n - b for n, b in zip(now, self._begin, strict=True))
-        outside = [all_of_it - self._asleep[0], ran - self._asleep[1], waited - self._asleep[2]]
+    def _read_off(self, now: tuple[int, int, int]) -> None:
+        outside, computed, queued = (
+            n - b - i for n, b, i in zip(now, self._begin, self._inside, strict=True)
+        )
+        fault = outside - computed - queued
         self.took = {
-            "all": all_of_it,
-            "compute": outside[1],
-            "processor": outside[2],
-            "fault": outside[0] - outside[1] - outside[2],
-            **self._waits,
-        }
+            "all": now[0] - self._begin[0], "compute": computed, "fault": fault, "processor": queued, **self._waits
+        }  # fmt: skip
 
 
-def main() -> None:
-    """Obey."""
-    real = sys.argv[1] == "dsm"
-    if not real:
-        sys.modules["dsm"] = import_module("benchmarks.apps.private")
-    memory: Any = import_module("dsm")
-    watch, regions = Watch(), []
+class Regions:
+    """What the example has attached, and what this node has counted of it."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Any] = {}
+        self._before: dict[str, int] = {}
+
+    def _counts(self) -> dict[str, int]:
+        counts = dict.fromkeys((*COUNTED, "faults"), 0)
+        for region in self.by_name.values():
+            stats = region.stats()
+            for key in COUNTED:
+                counts[key] += stats[key]
+            counts["faults"] += sum(fault["count"] for fault in stats["faults"].values())
+        return counts
+
+    def begin(self) -> None:
+        """Count from here."""
+        self._before = self._counts()
+
+    def counted(self) -> dict[str, int]:
+        """Since ``begin``."""
+        return {key: count - self._before[key] for key, count in self._counts().items()}
+
+    def end(self, unlink: bool) -> None:
+        """Let go of them; ``unlink``: for everyone."""
+        for region in self.by_name.values():
+            if unlink:
+                region.unlink()
+        self.by_name.clear()
+        gc.collect()
+
+
+def watched(memory: Any) -> tuple[Watch, Regions]:
+    """Put a watch around the barriers and locks of ``memory``, and write down what is attached."""
+    watch, regions = Watch(), Regions()
     attach, barrier, lock = memory.attach, memory.Barrier, memory.Lock
 
-    class WatchedBarrier(barrier):  # type: ignore[misc, valid-type]
+    def watched_attach(name: str, **options: Any) -> Any:
+        return regions.by_name.setdefault(name, attach(name, **options))
+
+    class WatchedBarrier(barrier):  # type: ignore[misc]
         def wait(self) -> None:
-            if not watch.running:
-                before.update(statistics())
+            if watch.barriers_before == 1:
+                regions.begin()
             with watch.waiting("barrier"):
                 super().wait()
 
-    class WatchedLock(lock):  # type: ignore[misc, valid-type]
+    class WatchedLock(lock):  # type: ignore[misc]
         def __enter__(self) -> None:
             with watch.waiting("lock"):
                 self.acquire()
@@ -103,41 +128,29 @@ def main() -> None:
             with watch.waiting("lock"):
                 self.release()
 
-    def watched_attach(*arguments: Any, **options: Any) -> Any:
-        region = attach(*arguments, **options)
-        regions.append(region)
-        return region
-
-    def statistics() -> dict[str, int]:
-        counts = dict.fromkeys((*STATISTICS, "faults"), 0)
-        for stats in [region.stats() for region in {region.name: region for region in regions}.values()] if real else []:
-            for key in STATISTICS:
-                counts[key] += stats[key]
-            counts["faults"] += sum(fault["count"] for fault in stats["faults"].values())
-        return counts
-
     memory.attach, memory.Barrier, memory.Lock = watched_attach, WatchedBarrier, WatchedLock
-    before: dict[str, int] = {}
+    return watch, regions
+
+
+def main() -> None:
+    """Obey."""
+    if sys.argv[1] == "private":
+        sys.modules["dsm"] = import_module("benchmarks.apps.private")
+    watch, regions = watched(import_module("dsm"))
     print("{}", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         os.environ |= {"DSM_RANK": str(order["rank"]), "DSM_WORLD_SIZE": str(order["ranks"])}
-        watch.clear()
-        before.clear()
-        result = getattr(import_module(f"examples.{order['module']}"), order["function"])(**order["sizes"])
-        counts = {key: count - before.get(key, 0) for key, count in statistics().items()}
+        watch.start_after(order["barriers_before"])
+        program = getattr(import_module(f"examples.{order['module']}"), order["function"])
+        result = program(**order["sizes"])
+        counted = regions.counted()
         if order["rank"] == 0:
             np.save(order["result"], result)
-        print(json.dumps({"took": watch.took, "counts": counts}), flush=True)
+        print(json.dumps({"took": watch.took, "counted": counted}), flush=True)
         del result
-        json.loads(sys.stdin.readline())  # all have answered
-        if not real:
-            memory.forget()
-        elif order["rank"] == 0:
-            for name in {region.name for region in regions}:
-                next(region for region in regions if region.name == name).unlink()
-        regions.clear()
-        gc.collect()
+        sys.stdin.readline()  # everybody has answered
+        regions.end(unlink=order["rank"] == 0)
         print("{}", flush=True)
 
 
