@@ -1,7 +1,9 @@
 """An embedding table in service: all processes look rows up, the common ones far more often, and some rows change.
 
-    dsm run --nodes 2 --procs 2 python examples/embedding.py
+Run it with: dsm run --nodes 2 --procs 2 python examples/embedding.py
 """
+
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,6 @@ def serve(rows: int = 1 << 16, epochs: int = 4, batches: int = 32) -> NDArray[np
 
 
 if __name__ == "__main__":
-    answers = serve()
+    result = serve(*map(int, sys.argv[1:]))
     if dsm.rank() == 0:
-        print(f"{answers.size} answers, {answers.mean():.4f} on average")
+        print(f"{result.size} answers, {result.mean():.4f} on average")

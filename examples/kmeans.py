@@ -1,7 +1,9 @@
 """k-means: every process assigns its own blocks of points; what travels are sums.
 
-    dsm run --nodes 2 --procs 2 python examples/kmeans.py
+Run it with: dsm run --nodes 2 --procs 2 python examples/kmeans.py
 """
+
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,6 @@ def cluster(blocks: int = 128, iterations: int = 20) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    centres = cluster()
+    result = cluster(*map(int, sys.argv[1:]))
     if dsm.rank() == 0:
-        print(f"{len(centres)} centres, the first at {centres[0, :3].round(3)}...")
+        print(f"{len(result)} centres, the first at {result[0, :3].round(3)}...")

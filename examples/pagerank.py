@@ -1,9 +1,10 @@
 """Which Debian packages does everything else lean on? PageRank of the dependencies of Debian 12.
 
-    dsm run --nodes 2 --procs 2 python examples/pagerank.py
+Run it with: dsm run --nodes 2 --procs 2 python examples/pagerank.py
 """
 
 import lzma
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def rank_pages(iterations: int = 50, damping: float = 0.85) -> NDArray[np.float6
 
 
 if __name__ == "__main__":
-    scores = rank_pages()
+    result = rank_pages(*map(int, sys.argv[1:]))
     if dsm.rank() == 0:
         names, _ = load()
-        print(*(f"{scores[i]:.5f} {names[i]}" for i in np.argsort(-scores)[:10]), sep="\n")
+        print(*(f"{result[i]:.5f} {names[i]}" for i in np.argsort(-result)[:10]), sep="\n")

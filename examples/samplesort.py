@@ -1,7 +1,9 @@
 """A parallel sort: sort your part, agree on where to cut, merge what falls between your cuts.
 
-    dsm run --nodes 2 --procs 2 python examples/samplesort.py
+Run it with: dsm run --nodes 2 --procs 2 python examples/samplesort.py
 """
+
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,6 @@ def sort(count: int = 1 << 22) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    result = sort()
+    result = sort(*map(int, sys.argv[1:]))
     if dsm.rank() == 0:
         print(f"{len(result)} numbers, sorted: {bool((result[1:] >= result[:-1]).all())}")

@@ -1,7 +1,9 @@
 """Heat spreads through a plate whose upper edge is hot: Jacobi's iteration, each process on a band of rows.
 
-    dsm run --nodes 2 --procs 2 python examples/stencil.py
+Run it with: dsm run --nodes 2 --procs 2 python examples/stencil.py
 """
+
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,6 @@ def solve(side: int = 2048, steps: int = 100) -> NDArray[np.float64]:
 
 
 if __name__ == "__main__":
-    plate = solve()
+    result = solve(*map(int, sys.argv[1:]))
     if dsm.rank() == 0:
-        print(f"mean temperature {plate.mean():.3f}")
+        print(f"mean temperature {result.mean():.3f}")

@@ -39,6 +39,7 @@ class Child:
     """A process that answers a line of JSON with a line of JSON, and says one when it is ready."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
+        self._arguments = arguments
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
@@ -60,7 +61,8 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self._process.args} ended: {launch.how_it_ended(self._process.wait())}")
+            how = launch.how_it_ended(self._process.wait())
+            raise ChildProcessError(f"python -m {' '.join(self._arguments)} ended: {how}")
         return json.loads(line)
 
     def close(self) -> None:

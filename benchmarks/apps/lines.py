@@ -34,7 +34,7 @@ def _of_function(path: Path, name: str) -> int:
     text = path.read_text()
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            first = min(part.lineno for part in (node, *node.decorator_list))
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             return len([line for line in _lines(text) if first <= line <= (node.end_lineno or first)])
     return 0
 

@@ -62,9 +62,7 @@ class Watch:
             self._read_off(now)
 
     def _read_off(self, now: tuple[int, int, int]) -> None:
-        outside, computed, queued = (
-            n - b - i for n, b, i in zip(now, self._begin, self._inside, strict=True)
-        )
+        outside, computed, queued = (n - b - i for n, b, i in zip(now, self._begin, self._inside, strict=True))
         fault = outside - computed - queued
         self.took = {
             "all": now[0] - self._begin[0], "compute": computed, "fault": fault, "processor": queued, **self._waits
@@ -112,21 +110,21 @@ def watched(memory: Any) -> tuple[Watch, Regions]:
     def watched_attach(name: str, **options: Any) -> Any:
         return regions.by_name.setdefault(name, attach(name, **options))
 
-    class WatchedBarrier(barrier):  # type: ignore[misc]
+    class WatchedBarrier(barrier):  # type: ignore[misc, valid-type]  # either of two
         def wait(self) -> None:
             if watch.barriers_before == 1:
                 regions.begin()
             with watch.waiting("barrier"):
                 super().wait()
 
-    class WatchedLock(lock):  # type: ignore[misc]
+    class WatchedLock(lock):  # type: ignore[misc, valid-type]  # either of two
         def __enter__(self) -> None:
             with watch.waiting("lock"):
-                self.acquire()
+                super().__enter__()
 
         def __exit__(self, *_: object) -> None:
             with watch.waiting("lock"):
-                self.release()
+                super().__exit__()
 
     memory.attach, memory.Barrier, memory.Lock = watched_attach, WatchedBarrier, WatchedLock
     return watch, regions

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.apps import children, lines
 from benchmarks.apps.programs import PROGRAMS, Peer, Program, Sizes
@@ -22,8 +23,8 @@ _ABOUT: Final = """\
 Each program of examples/, the very file, on private memory (one process, with a stand-in for dsm that does nothing) and
 on dsm with one process on each of 1 to 4 nodes, and the same algorithm on what its user might have picked instead, with
 two processes. Every result is compared with that on private memory: all of them to the last bit, but for k-means, which
-adds its sums in another order. The time goes from the barrier at which the data are there to the one at which the result
-is; a peer's result stays where it was computed. All run in turn, with one thread of BLAS a process.
+adds its sums in another order. The time goes from the barrier at which the data are there to the one at which the
+result is; a peer's result stays where it was computed. All run in turn, with one thread of BLAS a process.
 
 This host has {cores} processors, which the processes, the node agents and the directory share: no speed-up beyond
 {cores} can show, and efficiency is the speed-up divided by the smaller of the number of processes and of processors.
@@ -126,11 +127,16 @@ class _Measurement:
         return part
 
     def _check(self, name: str) -> None:
-        """Raise WrongResult unless the result is that of the first run, which was on private memory."""
+        """Against the first result, which was that on private memory."""
         result = np.load(self._result)
         self._result.unlink()
         if self._expected is None:
             self._expected = result
-        same = np.array_equal if self._program.exact else np.allclose
-        if not same(result, self._expected):
-            raise WrongResult(f"{name}: the result differs from that on private memory")
+        check(name, result, self._expected, self._program.exact)
+
+
+def check(name: str, result: NDArray[Any], expected: NDArray[Any], exact: bool) -> None:
+    """Raise WrongResult unless a result is as expected."""
+    same = np.array_equal if exact else np.allclose
+    if result.shape != expected.shape or not same(result, expected):
+        raise WrongResult(f"{name}: the result differs from that on private memory")
