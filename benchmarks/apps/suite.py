@@ -17,7 +17,7 @@ from benchmarks.measurements import Figure, Progress, Section, interleave
 
 NODES: Final = (1, 2, 3, 4)
 NODES_QUICK: Final = (1, 2)
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 
 _ABOUT: Final = """\
 Each program of examples/, the very file, on private memory (one process, with a stand-in for dsm that does nothing) and
