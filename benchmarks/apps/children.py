@@ -168,12 +168,13 @@ def _mpirun() -> str | None:
 
 
 class PeerProcesses:
-    """Two processes of a peer. Those of MPI are started for each run: while they wait, they compute."""
+    """Two processes of a peer, which keeps its files in ``folder``. Those of MPI are started for each run, since they
+    compute while they wait."""
 
-    def __init__(self, peer: Peer, function: str) -> None:
+    def __init__(self, peer: Peer, function: str, folder: Path) -> None:
         self._command = ["benchmarks.apps.peer", peer.module, function]
-        self._environment = peer.environment
-        self._child = None if peer.needs == "mpi4py" else Child(*self._command, **peer.environment)
+        self._environment = peer.environment | {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        self._child = None if peer.needs == "mpi4py" else Child(*self._command, **self._environment)
 
     def run(self, sizes: Sizes, result: Path) -> float:
         """The seconds that it took."""

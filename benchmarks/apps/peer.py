@@ -6,7 +6,6 @@ Without an order it takes one a line. An answer is the number of seconds that th
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -33,8 +32,7 @@ def main() -> None:
 def _start_ray() -> None:
     import ray
 
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it warns of what a later release will do
-    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,13 @@ class Program:
     barriers_before: int = 1
 
 
-_TCP: Final = {"MPIR_CVAR_NOLOCAL": "1", "FI_PROVIDER": "tcp"}
-"""Makes MPICH take the processes of one host for those of two."""
+_TCP: Final = {
+    "MPIR_CVAR_NOLOCAL": "1",  # MPICH
+    "FI_PROVIDER": "tcp",
+    "OMPI_MCA_pml": "ob1",  # Open MPI
+    "OMPI_MCA_btl": "tcp,self",
+}
+"""Makes MPI take the processes of one host for those of two."""
 
 
 def _mpi4py(module: str, moved: Callable[[Sizes], int]) -> tuple[Peer, ...]:

@@ -85,7 +85,7 @@ class _Measurement:
                     self._section.absent[f"{self._program.name}: {peer.label}"] = reason
                     continue
                 figure = self._figure(peer.label, 2, f"benchmarks/apps/{peer.module}.py", private)
-                processes = children.PeerProcesses(peer, self._program.function)
+                processes = children.PeerProcesses(peer, self._program.function, self._result.parent)
                 stack.enter_context(contextlib.closing(processes))
                 parts.append((figure, self._on_peer(figure, peer, processes)))
             interleave(rounds, progress, parts)
