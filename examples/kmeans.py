@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import dsm
 
-BLOCK, DIMENSIONS, CLUSTERS = 2048, 32, 32
+BLOCK, DIMENSIONS, CLUSTERS = 512, 32, 32  # a block, and what is computed from it, stays in the cache
 
 
 def draw(block: int) -> NDArray[np.float64]:
@@ -29,22 +29,22 @@ def sums(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[n
     return (nearest == np.arange(CLUSTERS)[:, None]).astype("f8") @ points
 
 
-def cluster(blocks: int = 128, iterations: int = 20) -> NDArray[np.float64]:
+def cluster(blocks: int = 512, iterations: int = 20) -> NDArray[np.float64]:
     rank, ranks = dsm.rank(), dsm.world_size()
     everybody = dsm.Barrier("sums", ranks)
     points = dsm.attach("points", shape=(blocks, BLOCK, DIMENSIONS)).array
     mine = range(blocks * rank // ranks, blocks * (rank + 1) // ranks)
     for block in mine:
         points[block] = draw(block)
-    # A place for each process, of whole pages, and that twice: who is ahead does not write where others still read.
-    partial = dsm.attach("partial sums", shape=(2, ranks, CLUSTERS, DIMENSIONS)).array
+    # A page for each process, and that twice: who is ahead does not write where others still read.
+    shape = (2, ranks, CLUSTERS, DIMENSIONS)
+    partial = dsm.attach("partial sums", shape=shape, page_size=8 * CLUSTERS * DIMENSIONS).array
     everybody.wait()
     centres = points[0, :CLUSTERS].copy()
     for number in range(iterations):
-        places = partial[number % 2]
-        places[rank] = sum(sums(points[block], centres) for block in mine)
+        partial[number % 2, rank] = sum(sums(points[block], centres) for block in mine)
         everybody.wait()
-        total = places.sum(axis=0)
+        total = partial[number % 2].sum(axis=0)
         centres = total / np.maximum(total[:, -1:], 1)
     return centres
 

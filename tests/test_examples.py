@@ -15,7 +15,7 @@ LIMIT_S = 60
 
 SMALL = {
     "embedding": (1 << 12, 2, 4),
-    "kmeans": (8, 3),
+    "kmeans": (32, 3),
     "pagerank": (3,),
     "samplesort": (1 << 16,),
     "stencil": (512, 10),

@@ -62,8 +62,8 @@ PROGRAMS: Final = (
     Program(
         "kmeans",
         "cluster",
-        {"blocks": 128, "iterations": 6},
-        {"blocks": 8, "iterations": 3},
+        {"blocks": 512, "iterations": 8},
+        {"blocks": 32, "iterations": 3},
         (Peer("ray", "kmeans_ray", "ray", moved=lambda sizes: 2 * 2 * 8 * 32 * 32 * sizes["iterations"]),),
         exact=False,
     ),
