@@ -23,7 +23,8 @@ def serve(rows: int = 1 << 16, epochs: int = 4, batches: int = 32) -> NDArray[np
     everybody, turn = dsm.Barrier("epoch", ranks), dsm.Lock("turn")
     region = dsm.attach("table", shape=(rows, DIMENSIONS), dtype="f4")
     table = region.array
-    answers = dsm.attach("answers", shape=(epochs * batches, BAGS), dtype="f4").array  # whole pages for each batch
+    shape = (epochs * batches, BAGS)
+    answers = dsm.attach("answers", shape=shape, dtype="f4", page_size=4 * BAGS).array  # a page for each batch
     queue = dsm.attach("queue", shape=1, dtype="i8").array
     if rank == 0:
         table[:] = np.random.default_rng(0).normal(size=table.shape)
