@@ -63,7 +63,7 @@ class Watch:
 
     def _read_off(self, now: tuple[int, int, int]) -> None:
         outside, computed, queued = (n - b - i for n, b, i in zip(now, self._begin, self._inside, strict=True))
-        fault = outside - computed - queued
+        fault = max(outside - computed - queued, 0)  # three clocks, which do not tick together
         self.took = {
             "all": now[0] - self._begin[0], "compute": computed, "fault": fault, "processor": queued, **self._waits
         }  # fmt: skip

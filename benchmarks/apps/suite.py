@@ -24,7 +24,8 @@ Each program of examples/, the very file, on private memory (one process, with a
 on dsm with one process on each of 1 to 4 nodes, and the same algorithm on what its user might have picked instead, with
 two processes. Every result is compared with that on private memory: all of them to the last bit, but for k-means, which
 adds its sums in another order. The time goes from the barrier at which the data are there to the one at which the
-result is; a peer's result stays where it was computed. All run in turn, with one thread of BLAS a process.
+result is; a peer's result stays where it was computed. All run in turn, with one thread of BLAS a process. Lines are
+those of the whole program that hold code; an example also prints its result, a peer also takes its time.
 
 This host has {cores} processors, which the processes, the node agents and the directory share: no speed-up beyond
 {cores} can show, and efficiency is the speed-up divided by the smaller of the number of processes and of processors.
