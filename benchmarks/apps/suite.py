@@ -74,6 +74,7 @@ class _Measurement:
     def run(self, nodes: tuple[int, ...], rounds: int, progress: Progress) -> None:
         """Private memory, dsm and the peers in turn."""
         private = self._figure("private memory", 1, f"examples/{self._program.name}.py")
+        private.note = self._program.note
         parts: list[tuple[Figure, Callable[[], list[float]]]] = [(private, self._on_dsm(private, 0))]
         for count in nodes:
             label = f"dsm, {count} node{'s' * (count > 1)}"
