@@ -198,13 +198,23 @@ def fills_single_pages() -> bool:
         os.close(memfd)
 
 
-class Staging:
-    """Page-aligned private memory that data is received into and copied from."""
+class Source:
+    """What pages are filled with: the bytes of ``buffer``, which lie at ``address``."""
+
+    __slots__ = ("address", "buffer")
+
+    def __init__(self, buffer: memoryview) -> None:
+        self.buffer = buffer
+        self.address = address_of(buffer)
+
+
+class Staging(Source):
+    """Page-aligned private memory, for such bytes to be put there."""
+
+    __slots__ = ()
 
     def __init__(self, length: int = FRAME_BYTES) -> None:
-        self._memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.buffer: Final = memoryview(self._memory)
-        self.address: Final = address_of(self._memory)
+        super().__init__(memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
         self.buffer[:] = bytes(length)  # populate: a COPY from a page that is not there yet takes the slow way
 
 

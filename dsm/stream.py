@@ -23,8 +23,12 @@ from dsm.errors import InvalidArgument, ProtocolError, Violation
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
-_BUFFER_BYTES: Final = 64 << 10
-"""What is read from a connection at once, at most, and so what others wait for in a turn."""
+_BUFFER_BYTES: Final = 16 << 10
+"""What is read from a connection at once, at most, unless it fills that again and again."""
+_LARGE_BYTES: Final = 256 << 10
+"""What is then read at once: the fewer reads, the better for bulk."""
+_TURN_BYTES: Final = 128 << 10
+"""What is delivered of one connection in a turn: what others wait for."""
 _BULK_BYTES: Final = 2 * FRAME_BYTES
 """What the kernel keeps of bulk that is to be sent: little, since nothing can overtake it there, but enough to keep the
 connection busy."""
@@ -207,8 +211,11 @@ class Link:
     def _deliver_some(self) -> bool:
         """Deliver what has come, but not too much at once. True if more is here."""
         session = self._session
+        enough = self._start + _TURN_BYTES
         for _ in range(_TURN_MESSAGES):
             buffer, start = self._buffer, self._start
+            if start > enough:
+                return True
             whole = self._end - start
             if whole < HEAD.size:
                 break
@@ -229,8 +236,8 @@ class Link:
                 raise ProtocolError("page data without a message")
             if self._start == self._end:
                 self._start = self._end = 0
-                if len(self._buffer) > 2 * _BUFFER_BYTES:  # a large message is over
-                    self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+                if len(buffer) > _LARGE_BYTES:  # a large message is over
+                    self._buffer = memoryview(bytearray(_LARGE_BYTES))
                 return False
         else:
             return True
@@ -238,7 +245,7 @@ class Link:
         return False
 
     def _make_room(self) -> None:
-        """What is left is the beginning of a frame: move it to the front, of a buffer with room for more."""
+        """What is left is the beginning of a frame: see to it that the rest fits behind it."""
         start, end = self._start, self._end
         if start == end:  # the connection has gone meanwhile
             return
@@ -248,9 +255,13 @@ class Link:
             if length > CONTROL_BYTES_MAX or payload_length > EXTENT_BYTES:
                 raise ProtocolError("a frame that is longer than any message")
             whole += length + payload_length
-        buffer = self._buffer
-        if whole > len(buffer) and end - start > len(buffer) // 2:  # memory for what comes, not for what is announced
-            buffer = memoryview(bytearray(min(whole, 2 * len(buffer))))
+        room = len(self._buffer)
+        if end == room and (room < _LARGE_BYTES or whole > room):  # memory for what comes, not for what is announced
+            buffer = memoryview(bytearray(2 * room))
+        elif start and start + whole > room:
+            buffer = self._buffer
+        else:
+            return
         buffer[: end - start] = self._buffer[start:end]
         self._buffer = buffer
         self._start, self._end = 0, end - start
