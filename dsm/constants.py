@@ -16,8 +16,8 @@ EXTENT_BYTES: Final = 2 << 20
 """Pages map to directory shards by extent, and write-protect markers are installed by extent:
 one page-table page's worth, so arming an extent costs one 4 KiB page-table page."""
 
-FRAME_BYTES: Final = 64 << 10
-"""Page data travels in frames of this size: the fastest that was measured, and little enough to wait for."""
+FRAME_BYTES: Final = 128 << 10
+"""Page data travels in frames of this size: larger ones are hardly faster, and a demanded page waits for one."""
 
 REGION_BYTES_MAX: Final = 1 << 47
 """The user half of a 48-bit address space. A region must be smaller than that, and fit a gap of its processes'."""

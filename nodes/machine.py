@@ -195,11 +195,12 @@ class NodeMachine:
         return [*effects, self._ask(region, page, page + 1, WRITE if write else READ, FAULT, waiter)]
 
     def _hurry(self, region: _Region, page: int) -> list[Effect]:
-        """A thread begins to wait for a page that is on its way among others: it must not wait for those."""
+        """A thread begins to wait for a page that is on its way among others: it must not wait for those, unless it is
+        next anyway."""
         ask = self._open_ask(region, page)
-        if ask.need != FAULT:
-            return [Send(DIRECTORY, Hurry(region.number, ask.generation, page, self.me))]
-        return []
+        if ask.need == FAULT or any(part.next <= page < part.soon for part in ask.parts.values()):
+            return []
+        return [Send(DIRECTORY, Hurry(region.number, ask.generation, page, self.me))]
 
     def _open_ask(self, region: _Region, page: int) -> Ask:
         """The open request for a page that is asked for: of those with the page in them the last."""
@@ -328,6 +329,8 @@ class NodeMachine:
             self.late += 1
             return []
         part.owed -= m.count
+        if m.start == (part.next if part.next >= 0 else m.first):
+            part.next, part.soon = stop, stop + m.count
         write = ask.op == WRITE and part.alone
         effects = [Install(m.region, m.start, m.count, payload, write, ask.target)]
         # Who only waits for these pages goes on, whatever the others wait for; but all of them are closed by one Done.
