@@ -128,6 +128,7 @@ class _Child:
 
     @property
     def has_answered(self) -> bool:
+        assert self.process.stdout is not None
         return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def end(self) -> None:
@@ -331,7 +332,8 @@ def _parts(cluster: _Cluster, stream: Stream, moved: Figure, wanted: Figure) -> 
     yield fill, cluster.fill
     yield Figure("random read", "µs a page"), lambda: cluster.read_at_random(moved, wanted)
     yield Figure(_ALONE, "µs"), cluster.touch_alone
-    for what, command in (("scan", ("read", *cluster.slice, "sequential")), ("prefetch", ("prefetch", *cluster.slice, False))):
+    fetching = {"scan": ("read", *cluster.slice, "sequential"), "prefetch": ("prefetch", *cluster.slice, False)}
+    for what, command in fetching.items():
         bound = Bound("at most", 2, "random access, alone, p99", 0.99)
         yield (
             Figure(f"random access during a {what}", "µs", beside=(_ALONE,), bounds=(bound,)),
@@ -369,7 +371,7 @@ def main(arguments: Sequence[str]) -> None:
         for figure in section.figures:
             low, high = figure.spread
             ratios = " ".join(f"{section.ratio(figure, beside):.2f}x {beside}" for beside in figure.beside)
-            print(f"{figure.name:45} {figure.median:9.3f} ({low:.3f}-{high:.3f}) p99 {figure.quantile(.99):9.3f} {figure.unit:10} {ratios}")
+            print(f"{figure.name:45} {figure.median:9.3f} ({low:.3f}-{high:.3f}) {figure.unit:10} {ratios}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _LARGE_BYTES: Final = 256 << 10
 """What is then read at once: the fewer reads, the better for bulk."""
 _TURN_BYTES: Final = 128 << 10
 """What is delivered of one connection in a turn: what others wait for."""
+_JOINED_BYTES_MAX: Final = 16 << 10
+"""Page data that is cheaper to copy than to hand over beside its message."""
 _BULK_BYTES: Final = 2 * FRAME_BYTES
 """What the kernel keeps of bulk that is to be sent: little, since nothing can overtake it there, but enough to keep the
 connection busy."""
@@ -138,7 +140,10 @@ class Link:
     def send(self, data: bytes, payload: bytes = b"") -> None:
         """Send one message, and the page data that belongs to it. It arrives once, also if connections break."""
         if self.error is None:
-            self._transmit(self._session.frame(data, payload))
+            if len(payload) > _JOINED_BYTES_MAX:
+                self._transmit_parts(*self._session.parts(data, payload))
+            else:
+                self._transmit(self._session.frame(data, payload))
 
     def send_all(self, messages: list[bytes]) -> None:
         """Send several messages at once."""
@@ -159,6 +164,23 @@ class Link:
             if sent < len(frame):
                 self._unsent.append(memoryview(frame)[sent:])
                 self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
+
+    def _transmit_parts(self, head: bytes, payload: bytes) -> None:
+        if self._unsent or self._socket is None:
+            self._transmit(head)
+            self._transmit(payload)
+            return
+        try:
+            sent = self._socket.sendmsg((head, payload))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break()
+            return
+        beyond = sent - len(head)
+        if beyond < len(payload):
+            self._unsent += [memoryview(head)[sent:], payload] if beyond < 0 else [memoryview(payload)[beyond:]]
+            self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
 
     def _flush(self) -> None:
         unsent = self._unsent

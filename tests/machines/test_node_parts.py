@@ -292,29 +292,29 @@ def test_frames_go_in_order_and_none_waits_for_a_peer_that_takes_no_more() -> No
     bulk.add(fetch(1, OTHER), 16)
     bulk.add(fetch(2, THIRD), 16)
     assert bulk.next(lambda node: False) is None
-    assert bulk.next(lambda node: node == THIRD) == Frame(fetch(2, THIRD), 30, 2)  # frames begin at multiples of 16
+    assert bulk.next(lambda node: node == THIRD) == Frame(fetch(2, THIRD), 30, 16)
     assert [bulk.next(lambda node: True) for _ in range(3)] == [
-        Frame(fetch(1, OTHER), start, count) for start, count in ((30, 2), (32, 16), (48, 16))
+        Frame(fetch(1, OTHER), start, count) for start, count in ((30, 16), (46, 16), (62, 8))
     ]
-    assert starts(bulk) == [(1, 64), (2, 32), (2, 48), (2, 64)]
+    assert starts(bulk) == [(2, 46), (2, 62)]
 
 
 def test_a_page_that_somebody_waits_for_is_taken_out_once() -> None:
     bulk = Bulk()
     bulk.add(fetch(1, OTHER), 16)
     bulk.add(fetch(2, OTHER), 16)
-    assert bulk.expedite(Hurry(1, 2, 50, OTHER)) == Frame(fetch(2, OTHER), 48, 16)
+    assert bulk.expedite(Hurry(1, 2, 50, OTHER)) == Frame(fetch(2, OTHER), 46, 16)
     for hurry in (Hurry(1, 2, 50, OTHER), Hurry(1, 3, 50, OTHER), Hurry(1, 1, 50, THIRD), Hurry(2, 1, 50, OTHER)):
         assert bulk.expedite(hurry) is None
-    assert starts(bulk) == [(1, 30), (1, 32), (1, 48), (1, 64), (2, 30), (2, 32), (2, 64)]
+    assert starts(bulk) == [(1, 30), (1, 46), (1, 62), (2, 30), (2, 62)]
 
 
 def test_what_is_cancelled_is_told_and_not_sent() -> None:
     bulk = Bulk()
-    bulk.add(fetch(1, OTHER, region=1), 64)
-    bulk.add(fetch(1, THIRD, region=2), 64)
-    bulk.add(fetch(2, OTHER, region=2), 64)
-    assert starts(bulk) == [(1, 30), (1, 64), (1, 30), (1, 64), (2, 30), (2, 64)]
+    bulk.add(fetch(1, OTHER, region=1), 32)
+    bulk.add(fetch(1, THIRD, region=2), 32)
+    bulk.add(fetch(2, OTHER, region=2), 32)
+    assert starts(bulk) == [(1, 30), (1, 62), (1, 30), (1, 62), (2, 30), (2, 62)]
     assert len(bulk.cancel(requester=OTHER)) == 4
     assert len(bulk.cancel(region=2)) == 2
     assert not bulk
