@@ -206,15 +206,23 @@ class NodeMachine:
         """The open request for a page that is asked for: of those with the page in them the last."""
         return next(ask for ask in reversed(region.asks.values()) if ask.start <= page < ask.stop)
 
-    def read_ahead(self, number: int, start: int, stop: int, write: bool, target: Waiter) -> list[Effect]:
-        """Ask for pages that nobody waits for yet; those here or asked for already are left out."""
+    def read_ahead(
+        self, number: int, start: int, stop: int, write: bool, target: Waiter, sure: bool = False
+    ) -> list[Effect]:
+        """Ask for pages that nobody waits for yet; those here or asked for already are left out.
+
+        ``sure``: the guess has been right again and again, so others may lose pages to a writer. Until then a copy that
+        is here already stays as it is: to write ahead would be to take the others away from whoever reads them.
+        """
         region = self._regions[number]
         self._cause = "read-ahead"
+        op = WRITE if write else READ
+        lacking = (ABSENT, SHARED) if write and sure else (ABSENT,)
         return [
-            self._ask(region, a, b, WRITE if write else READ, GUESS, target)
+            self._ask(region, a, b, op, PREFETCH if write and sure else GUESS, target)
             for first, last in split(start, min(stop, region.pages), region.per_extent)
             for a, b, state in region.table.runs(first, last)
-            if state == ABSENT
+            if state in lacking
         ]
 
     def prefetch(self, number: int, start: int, stop: int, write: bool, waiter: Waiter) -> list[Effect]:

@@ -158,8 +158,10 @@ class Pager:
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
         window = (mapping.writes if write else mapping.reads).fault(page)
         if window is not None:
-            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
-            mapping.region.stats.pages_ahead += window[1] - window[0]
+            count = window[1] - window[0]
+            sure = count > constants.WINDOW_PAGES_MIN
+            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping, sure)
+            mapping.region.stats.pages_ahead += count
             self.run(decided)
 
     # -- effects -----------------------------------------------------------------------------------------
