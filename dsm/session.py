@@ -94,7 +94,7 @@ class Session:
         return HELLO.pack(_MAGIC, self.name, self.received, known)
 
     def resume(self, received: int) -> list[bytes]:
-        """There is a connection again, and the other end has received so many messages: the frames to send, in order, or parts of them.
+        """There is a connection again, and the other end has received so many messages: what to send, in order.
 
         Raises :class:`ProtocolError` if the other end has forgotten what it had acknowledged.
         """

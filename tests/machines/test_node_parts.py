@@ -6,6 +6,7 @@ import pytest
 
 from dsm.errors import ProtocolError, Violation
 from dsm.wire import (
+    GUESS,
     PREFETCH,
     READ,
     WRITE,
@@ -176,6 +177,32 @@ def test_a_thread_that_faults_on_a_page_asked_for_ahead_hurries_it_once(node: No
 def test_one_page_that_a_thread_has_asked_for_is_not_hurried(node: NodeMachine) -> None:
     ask(node, 5, False)
     assert node.fault(1, 5, False, "b") == []
+
+
+def test_what_comes_next_anyway_is_not_hurried(node: NodeMachine) -> None:
+    (effect,) = node.read_ahead(1, 0, 64, False, "a")
+    assert isinstance(effect, Send)
+    generation = effect.message[1]
+
+    def hurried(page: int) -> bool:
+        return node.fault(1, page, False, "a") == [Send(0, Hurry(1, generation, page, node.me))]
+
+    node.data(Data(1, generation, 0, 64, 0, 16, 0), "first")
+    assert not hurried(16) and not hurried(31)
+    assert hurried(32)
+    node.data(Data(1, generation, 0, 64, 32, 16, 0), "hurried")
+    assert not hurried(17)
+    node.data(Data(1, generation, 0, 64, 16, 16, 0), "second")
+    assert hurried(63)  # it comes next, but that the third has come already is not kept
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_only_who_is_sure_takes_copies_from_others_ahead(node: NodeMachine, sure: bool) -> None:
+    node.data(Data(1, ask(node, 5, False).generation, 5, 1, 5, 1, 0), "page")
+    messages = [effect.message for effect in node.read_ahead(1, 4, 7, True, "a", sure) if isinstance(effect, Send)]
+    wanted = [(4, 1), (5, 1), (6, 1)] if sure else [(4, 1), (6, 1)]
+    assert [(m.start, m.count) for m in messages if isinstance(m, Request)] == wanted
+    assert {m.need for m in messages if isinstance(m, Request)} == {PREFETCH if sure else GUESS}
 
 
 def test_a_hurry_waits_with_the_fetch_that_it_is_about(node: NodeMachine) -> None:
