@@ -66,9 +66,9 @@ STORY_TOLD_MAX: Final = 150
 # --- read-ahead --------------------------------------------------------------------------------
 
 WINDOW_PAGES_MIN: Final = 4
-WINDOW_BYTES_MAX: Final = 512 << 10
-PREFETCH_BYTES: Final = 512 << 10
-PREFETCHES_MAX: Final = 4
+WINDOW_BYTES_MAX: Final = 1 << 20
+PREFETCH_BYTES: Final = 1 << 20
+PREFETCHES_MAX: Final = 2
 """An explicit prefetch asks for so much at a time, and has so many requests open: enough to keep the owner's sender
 busy, and little enough that a page which a thread touches meanwhile is not behind thousands of messages, even where
 every page has another owner than its neighbour."""
