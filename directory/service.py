@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from directory.cluster import TICK_S, Cluster, Outgoing
-from dsm import constants, errors, wire
+from dsm import constants, daemon, errors, wire
 from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.story import Story
@@ -41,8 +41,7 @@ class Directory:
         """Serve until :meth:`stop`. Raises :class:`~dsm.errors.Violation`, with the story of the page in the log."""
         try:
             log.info("listening on %s", self.address)
-            while self._running:
-                self._turn()
+            daemon.serve(self._turn)
         except errors.Violation as violation:
             story = self._cluster.story_of(violation.region, violation.page)
             log.critical("%s\npage %d of region %d: %s", violation, violation.page, violation.region, story)
@@ -51,7 +50,7 @@ class Directory:
             self._listener.close()
             self._poller.close()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         cluster = self._cluster
         self._poller.wait(TICK_S)
         cluster.connections_rejected = self._listener.rejected
@@ -61,6 +60,7 @@ class Directory:
             self._listener.look_after()
         if cluster.news:
             self._tell()
+        return self._running
 
     def _deliver(self, link: Link, data: memoryview, payload: memoryview) -> None:
         try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from dsm import constants, errors, local, memory, wire
+from dsm import constants, daemon, errors, local, memory, wire
 from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
 from dsm.stream import Link
@@ -121,8 +121,7 @@ class Agent:
         with _wakeup() as woken:
             self.watch(woken, lambda _: _drain(woken))
             try:
-                while self._running:
-                    self._turn()
+                daemon.serve(self._turn)
             except Exception as error:
                 self._end_applications = True  # what they would read from now on is worth nothing
                 if isinstance(error, errors.Violation):
@@ -142,8 +141,8 @@ class Agent:
             story = text(self.pager.machine.story_of(violation.region, violation.page))
             log.critical("%s\npage %d of region %r: %s", violation, violation.page, region.name, story)
 
-    def _turn(self) -> None:
-        """Wait, handle what is ready, and do the next piece of what can wait."""
+    def _turn(self) -> bool:
+        """Wait, handle what is ready, and do the next piece of what can wait. Is there to be another turn?"""
         now = time.monotonic()
         if now >= self._next_heartbeat_s:
             self._next_heartbeat_s = now + constants.HEARTBEAT_S
@@ -162,6 +161,7 @@ class Agent:
             pager.send_frame()
         if self._exit_when_idle and self.applications.idle:
             self.stop()
+        return self._running
 
     def _heartbeat(self, now: float) -> None:
         self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
