@@ -38,8 +38,8 @@ fuzz: $(READY) ## mutated, random and lying messages for every decoder, machine 
 simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their own each time (ARGS="--seed 7": one again)
 	$(PY) -m tests.sim --seeds $(or $(SEEDS),1000) $(ARGS)
 
-bench: $(COMPILED) ## latency of faults beside a bare ZeroMQ round trip
-	cd $(dir $(COMPILED)) && $(abspath $(PY)) -m benchmarks.fault_latency
+bench: $(COMPILED) ## measure everything beside floors and peers, write docs/benchmarks.md (ARGS="latency --quick": a part, only printed)
+	cd $(dir $(COMPILED)) && $(abspath $(PY)) -m benchmarks $(or $(ARGS),--report $(abspath docs) --json $(abspath docs/benchmarks/results.json))
 
 litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each, ARGS="--json", "IRIW")
 	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
