@@ -45,6 +45,7 @@ FAULT: Final = 0
 GUESS: Final = 1
 """Read-ahead. A write is then granted only where no page was ever touched: nobody is to lose a page for a guess."""
 PREFETCH: Final = 2
+"""What will be used for sure: an explicit prefetch, or what lies ahead of a thread that stores to page after page."""
 
 # How a region is opened.
 OPEN_OR_CREATE: Final = 0

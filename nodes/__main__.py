@@ -43,6 +43,7 @@ def main(
     """Serve shared memory to the applications of this host."""
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         _check_host()
+        memory.keep_freed_memory()
         agent = Agent(
             directory,
             listen,

@@ -79,7 +79,6 @@ class Agent:
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
-        self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
@@ -174,8 +173,6 @@ class Agent:
     # -- messages ----------------------------------------------------------------------------------------
 
     def _from_peer(self, link: Link, data: memoryview, payload: memoryview) -> None:
-        staging, length = self._staging, len(payload)  # a frame is not longer
-        staging.buffer[:length] = payload
         try:
             message = wire.decode(data)
         except errors.DsmError:
@@ -183,10 +180,10 @@ class Agent:
             return
         kind = type(message)
         if kind is wire.Data:
-            if not self.pager.data(message, staging, length):  # type: ignore[arg-type]
+            if not self.pager.data(message, payload):  # type: ignore[arg-type]
                 self.rejected += 1
                 return
-        elif kind is wire.Ack and not length:
+        elif kind is wire.Ack and not payload:
             self.pager.step(message)
         else:
             self.rejected += 1

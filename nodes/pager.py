@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from dsm import constants, wire
 from dsm.geometry import pages_per_frame
-from dsm.memory import Staging
+from dsm.memory import Source
 from dsm.story import Story
 from dsm.uffd import FLAG_WP, FLAG_WRITE
 from nodes import effects
@@ -113,12 +113,12 @@ class Pager:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def data(self, m: wire.Data, staging: Staging, length: int) -> bool:
-        """``length`` bytes of page data have come into ``staging``. False if they are not what ``m`` says."""
+    def data(self, m: wire.Data, payload: memoryview) -> bool:
+        """Page data has come. False if it is not what ``m`` says."""
         region = self.regions.get(m[0])
-        if region is None or length != m[5] * region.page_size:
+        if region is None or len(payload) != m[5] * region.page_size:
             return False
-        effects = self.machine.data(m, staging)
+        effects = self.machine.data(m, Source(payload))
         if effects:  # else nobody waits for it, and the machine has counted it
             region.stats.pages_in += m[5]
             self.run(effects)
@@ -158,8 +158,10 @@ class Pager:
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
         window = (mapping.writes if write else mapping.reads).fault(page)
         if window is not None:
-            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
-            mapping.region.stats.pages_ahead += window[1] - window[0]
+            count = window[1] - window[0]
+            sure = count > constants.WINDOW_PAGES_MIN
+            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping, sure)
+            mapping.region.stats.pages_ahead += count
             self.run(decided)
 
     # -- effects -----------------------------------------------------------------------------------------

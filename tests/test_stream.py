@@ -486,7 +486,7 @@ def test_memory_for_a_large_message_is_given_back(hall: Hall) -> None:
     caller, _, link = hall.meet()
     caller.send(b"large", bytes(EXTENT_BYTES))
     hall.until(lambda: hall.of(caller))
-    assert len(link._buffer) <= 128 << 10
+    assert len(link._buffer) <= 256 << 10
 
 
 def test_nothing_is_waited_for_that_is_there_already(hall: Hall) -> None:
