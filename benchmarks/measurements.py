@@ -16,7 +16,7 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Bound:
     """A target: the median of a figure, divided by that of the figure it stands beside, is at most or at least so
-    much."""
+    much. Beside nothing (``""``) it is absolute: so much of the figure's unit."""
 
     kind: Literal["at most", "at least"]
     ratio: float
@@ -75,8 +75,9 @@ class Section:
         return next(figure for figure in self.figures if figure.name == name)
 
     def ratio(self, figure: Figure, beside: str, q: float = 0.5) -> float:
-        """A quantile of a figure, in medians of the one beside it."""
-        return (figure.median if q == 0.5 else figure.quantile(q)) / self[beside].median
+        """A quantile of a figure, in medians of the one beside it; as it is if that is none."""
+        measured = figure.median if q == 0.5 else figure.quantile(q)
+        return measured / self[beside].median if beside else measured
 
     def verdicts(self) -> list[tuple[Figure, Bound, float]]:
         """Every target, and the ratio that was measured."""
@@ -85,7 +86,7 @@ class Section:
             (figure, bound, self.ratio(figure, bound.beside, bound.quantile))
             for figure in self.figures
             for bound in figure.bounds
-            if bound.beside in there
+            if not bound.beside or bound.beside in there
         ]
 
     def to_json(self) -> dict[str, Any]:
