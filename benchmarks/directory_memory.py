@@ -70,14 +70,14 @@ def _dense(pages: int) -> Kept:
 
 
 def _extents(pages: int) -> Kept:
-    """Extents all over the region, in each runs of 1 to 16 pages of different nodes; of a third of them another node
+    """Extents all over the region, in each runs of 1 to 32 pages of different nodes; of a third of them another node
     has a copy."""
     directory = _Directory()
     rng = random.Random(1)
     for extent in rng.sample(range(_EXTENTS), pages // _EXTENT):
         at, end = extent * _EXTENT, (extent + 1) * _EXTENT
         while at < end:
-            count = min(rng.randint(1, 16), end - at)
+            count = min(rng.randint(1, 32), end - at)
             node = rng.randint(1, _NODES)
             directory.take(node, at, count, WRITE)
             if not rng.randrange(3):
