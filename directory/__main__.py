@@ -7,7 +7,9 @@ import sys
 import click
 
 from directory.service import Directory
+from directory.shard_service import DirectoryShard
 from dsm import daemon
+from dsm.constants import SHARDS_MAX
 from dsm.errors import DsmError
 
 
@@ -15,12 +17,20 @@ from dsm.errors import DsmError
 @click.option(
     "--listen", default="tcp://127.0.0.1:7400", show_default=True, help="tcp://IP:PORT; port * is any free one."
 )
+@click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="Processes that share the pages.  [default: 1]")
+@click.option("--shard-of", metavar="ADDRESS", help="Be one more shard of the directory that listens there.")
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
 @click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
-def main(listen: str, ready_fd: int | None, with_parent: bool) -> None:
-    """Keep the ownership of pages, the registry of regions, locks and the membership of one cluster."""
+def main(listen: str, shards: int | None, shard_of: str | None, ready_fd: int | None, with_parent: bool) -> None:
+    """Keep the ownership of pages, the registry of regions, locks and the membership of one cluster.
+
+    With --shards N, N - 1 more directories have to be started with --shard-of before any node can join. Each keeps
+    every Nth 2 MiB of each region; the first keeps all the rest, and is the one that nodes and questions are for.
+    """
+    if shards and shard_of:
+        raise click.UsageError("--shards and --shard-of exclude each other: the first shard says how many there are")
     with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
-        directory = Directory(listen)
+        directory = Directory(listen, shards or 1) if shard_of is None else DirectoryShard(listen, shard_of)
         daemon.on_stop(directory.stop)
         ready(directory.address)
     try:

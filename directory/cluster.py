@@ -1,5 +1,5 @@
 """Everything that a directory knows, as one pure machine: who is a member, the regions, and the pages, locks and
-barriers that belong to them.
+barriers that belong to them. Where it has several shards this is the first, which keeps all but the others' pages.
 
 Its doors are :meth:`Cluster.step` for a message of a connection, :meth:`Cluster.tick` for the passing of time,
 :meth:`Cluster.malformed` for what was no message, and :meth:`Cluster.unread` for who does not read. Each but the last
@@ -12,58 +12,31 @@ from itertools import islice
 from typing import Any, Final
 
 from directory.machine import PageMachine
+from directory.members import TICK_S, Members, Node, Outgoing
+from directory.others import Others
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import constants, errors, wire
 from dsm.address import check_peer, is_loopback
-from dsm.geometry import pages_in
-from dsm.story import Story, text
+from dsm.geometry import pages_in, shard_of
+from dsm.story import Story
 
-TICK_S: Final = 0.25
-"""How often leases are to be looked at."""
-_PAGES: Final = frozenset((wire.Request, wire.Done, wire.GaveUp, wire.Hurry))
+__all__ = ["TICK_S", "Cluster", "Outgoing"]
 
-Outgoing = list[tuple[bytes, wire.Message]]
-"""Messages with the identity of the connection that each is for."""
+_TOO_LATE: Final = "all shards of this directory were there: one that was lost took its pages' owners with it"
 
 
-class _Node:
-    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
+class Cluster(Members):
+    """The cluster as its directory sees it; ``address``, for people to read, is where that listens. It has ``shards``
+    shards, this one included; before all of them have come no node is taken in."""
 
-    def __init__(self, number: int, m: wire.Join, identity: bytes, now: float) -> None:
-        self.number = number
-        self.name = m.name
-        self.address = m.address
-        self.identity = identity
-        self.applications = 0
-        self.deaf = False  # it does not read what it is sent, and has missed something
-        self.heard_s = now
-
-
-def _member(node: _Node) -> wire.Member:
-    return wire.Member(node.number, node.name, node.address)
-
-
-class Cluster:
-    """The cluster as its directory sees it; ``address``, for people to read, is where that listens.
-
-    ``due_s``: when the next :meth:`tick` is due. ``news``: what became of members since its reader last cleared it.
-    ``connections_rejected``: on how many no conversation came about, which the shell counts.
-    """
-
-    def __init__(self, address: str, now: float, story: Story | None = None) -> None:
-        self.address = address
-        self.due_s = now
-        self.news: list[str] = []
-        self.connections_rejected = 0
-        self._pages = PageMachine(story)
+    def __init__(self, address: str, now: float, story: Story | None = None, shards: int = 1) -> None:
+        super().__init__(address, now, PageMachine(story, 0, shards))
+        self._others = Others(shards)
         self._registry = Registry()
         self._sync = SyncMachine()
         self._sync_messages = self._sync.messages
-        self._nodes: dict[int, _Node] = {}
-        self._by_identity: dict[bytes, _Node] = {}
         self._last_node = 0
-        self._rejected = 0
         self._handlers: dict[type[Any], Any] = {
             wire.Heartbeat: self._heartbeat,
             wire.Leave: self._leave,
@@ -75,65 +48,43 @@ class Cluster:
 
     # -- doors -------------------------------------------------------------------------------------------
 
-    def step(self, identity: bytes, message: wire.Message, now: float) -> Outgoing:
-        """What to send after a message that came on the connection ``identity``."""
-        node = self._by_identity.get(identity)
-        if node is not None:
-            node.heard_s = now
-            if type(message) in _PAGES:  # most of them: no detour
-                return self._to_members(self._pages.step(node.number, message))
-            return self._handle(node, message, now)
+    def _stranger(self, identity: bytes, message: wire.Message, now: float) -> Outgoing:
         if isinstance(message, wire.Join):
             return self._join(identity, message, now)
         if isinstance(message, wire.Query):
-            return [(identity, self._query(message, now))]
+            return self._question(identity, message, now)
         if isinstance(message, wire.Leave):
             return []
-        self._rejected += 1
-        return [(identity, wire.Fenced("this directory does not know you: it was restarted, or you were silent"))]
-
-    def malformed(self, identity: bytes, error: errors.DsmError) -> Outgoing:
-        """What came is no message, or none that can be served: it changes nothing and is counted."""
-        self._rejected += 1
-        return [(identity, wire.failure(0, error))]
+        if self._others.has(identity):
+            return self._from_shard(identity, message, now)
+        if isinstance(message, wire.JoinShard):
+            return self._join_shard(identity, message)
+        return self._refused(identity)
 
     def is_member(self, identity: bytes) -> bool:
-        """Is whoever speaks on this connection a node of the cluster?"""
-        return identity in self._by_identity
+        """Is whoever speaks on this connection part of the cluster?"""
+        return identity in self._by_identity or self._others.has(identity)
 
     def unread(self, identity: bytes) -> None:
         """A message for this connection was dropped, because it reads none: who misses one is no member for long."""
-        node = self._by_identity.get(identity)
-        if node is not None:
-            node.deaf = True
+        super().unread(identity)
+        self._others.lose(identity)
 
     def tick(self, now: float) -> Outgoing:
         """Time has passed: whoever was silent for too long has left."""
-        if now - self.due_s > constants.HEARTBEAT_S:  # it was the directory that was stopped, or swamped
-            for node in self._nodes.values():
-                node.heard_s = now
-        self.due_s = now + TICK_S
-        out: Outgoing = []
-        for node in [n for n in self._nodes.values() if n.deaf or now - n.heard_s > constants.LEASE_S]:
-            why = "it did not read what it was sent" if node.deaf else f"silent for {constants.LEASE_S:g} s"
-            out += self._remove(node, why)
-        return out
+        return super().tick(now) + self._others.tick(now)
 
-    def _handle(self, node: _Node, message: wire.Message, now: float) -> Outgoing:
+    def _handle(self, node: Node, message: wire.Message, now: float) -> Outgoing:
         kind = type(message)
         if kind in self._sync_messages:
             return self._to_members(self._sync.step(node.number, message))
         if kind is wire.Query:
-            return [(node.identity, self._query(message, now))]  # type: ignore[arg-type]
+            return self._question(node.identity, message, now)  # type: ignore[arg-type]
         if kind in self._handlers:
             out: Outgoing = self._handlers[kind](node, message)
             return out
         self._rejected += 1
         return []
-
-    def _to_members(self, outgoing: list[tuple[int, wire.Message]]) -> Outgoing:
-        nodes = self._nodes
-        return [(nodes[to].identity, message) for to, message in outgoing if to in nodes]
 
     # -- membership --------------------------------------------------------------------------------------
 
@@ -143,15 +94,8 @@ class Cluster:
         except errors.DsmError as error:
             return self.malformed(identity, error)
         self._last_node += 1
-        newcomer = _Node(self._last_node, m, identity, now)
-        out: Outgoing = [(identity, wire.Welcome(newcomer.number))]
-        for node in self._nodes.values():
-            out.append((identity, _member(node)))
-            out.append((node.identity, _member(newcomer)))
-        self._nodes[newcomer.number] = newcomer
-        self._by_identity[identity] = newcomer
-        self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
-        return out
+        newcomer = Node(self._last_node, m.name, m.address, identity, now)
+        return [*self._others.introduce(newcomer), *self._welcome(newcomer)]
 
     def _check_newcomer(self, m: wire.Join) -> None:
         """Raise why somebody cannot become a member."""
@@ -160,6 +104,11 @@ class Cluster:
             raise errors.NodeNameInUse(clash)
         if self._last_node >= constants.NODES_MAX:
             raise errors.InvalidArgument("this directory has run out of node numbers")
+        if self._others.missing:
+            raise errors.DirectoryUnreachable(
+                f"this directory waits for {self._others.missing} more of its shards: start each with "
+                f"`dsm directory --shard-of {self.address} --listen tcp://IP:PORT`"
+            )
 
     def _clash(self, m: wire.Join) -> str:
         """Why a newcomer cannot be told from a node that is here, or not be reached from it; '' if it can."""
@@ -178,27 +127,46 @@ class Cluster:
                 )
         return ""
 
-    def _heartbeat(self, node: _Node, m: wire.Heartbeat) -> Outgoing:
+    def _heartbeat(self, node: Node, m: wire.Heartbeat) -> Outgoing:
         node.applications = m.applications
         return []
 
-    def _leave(self, node: _Node, _: wire.Leave) -> Outgoing:
+    def _leave(self, node: Node, _: wire.Leave) -> Outgoing:
         return self._remove(node, "it left")
 
-    def _remove(self, node: _Node, reason: str) -> Outgoing:
-        del self._nodes[node.number]
-        del self._by_identity[node.identity]
-        self.news.append(f"node {node.number} {node.name!r} is gone: {reason}")
-        out: Outgoing = [(other.identity, wire.MemberLeft(node.number, reason)) for other in self._nodes.values()]
+    def _remove(self, node: Node, reason: str) -> Outgoing:
+        out = self._take_out(node, reason) + self._others.tell(wire.MemberLeft(node.number, reason))
         for region, known in self._registry.forget_node(node.number).items():
             out += self._destroy(region, known)
         out += self._to_members(self._pages.forget_node(node.number, node.name))
         out += self._to_members(self._sync.forget_node(node.number))
         return out
 
+    # -- other shards ------------------------------------------------------------------------------------
+
+    def _join_shard(self, identity: bytes, m: wire.JoinShard) -> Outgoing:
+        try:
+            check_peer(m.address)
+            if not self._others.missing:
+                raise errors.InvalidArgument(f"this directory waits for no more shards: {_TOO_LATE}")
+        except errors.DsmError as error:
+            return self.malformed(identity, error)
+        number, out = self._others.join(identity, m.address)
+        self.news.append(f"shard {number} joined from {m.address}")
+        return out
+
+    def _from_shard(self, identity: bytes, m: wire.Message, now: float) -> Outgoing:
+        if isinstance(m, wire.MemberLeft):
+            node = self._nodes.get(m.node)  # it may be known here already
+            return self._remove(node, m.reason) if node is not None else []
+        if isinstance(m, wire.Granted | wire.Answer | wire.Failure):
+            return self._others.answered(identity, m)
+        self._rejected += 1
+        return []
+
     # -- regions -----------------------------------------------------------------------------------------
 
-    def _open(self, node: _Node, m: wire.Open) -> Outgoing:
+    def _open(self, node: Node, m: wire.Open) -> Outgoing:
         try:
             region, new = self._registry.open(node.number, m)
         except errors.DsmError as error:
@@ -206,25 +174,25 @@ class Cluster:
         if new:
             self._pages.add_region(region.number, region.size, region.page_size)
         answer = wire.Opened(m.ticket, region.number, region.size, region.page_size, region.options)
-        return [(node.identity, answer)]
+        return self._others.opened(answer, new, (node.identity, answer))
 
-    def _keep(self, node: _Node, m: wire.Keep) -> Outgoing:
+    def _keep(self, node: Node, m: wire.Keep) -> Outgoing:
         if self._is_attached(node, m.region):
             self._registry.keep(node.number, m.region)
         return []
 
-    def _is_attached(self, node: _Node, region: int) -> bool:
+    def _is_attached(self, node: Node, region: int) -> bool:
         attached = self._registry.is_attached(node.number, region)
         self._rejected += not attached
         return attached
 
-    def _close(self, node: _Node, m: wire.Close) -> Outgoing:
+    def _close(self, node: Node, m: wire.Close) -> Outgoing:
         if not self._is_attached(node, m.region):
             return []
         told = self._registry.close(node.number, m.region, m.opens)
         return self._destroy(m.region, told) if m.region not in self._registry.regions else []
 
-    def _unlink(self, node: _Node, m: wire.Unlink) -> Outgoing:
+    def _unlink(self, node: Node, m: wire.Unlink) -> Outgoing:
         try:
             region, told = self._registry.unlink(m.name)
         except errors.DsmError as error:
@@ -236,15 +204,27 @@ class Cluster:
         if not self._pages.has_region(region):
             return []
         self._pages.remove_region(region)
-        return self._to_members([(node, wire.Destroy(region)) for node in sorted(told)])
+        out = self._others.tell(wire.Destroy(region))
+        return out + self._to_members([(node, wire.Destroy(region)) for node in sorted(told)])
 
     # -- questions ---------------------------------------------------------------------------------------
+
+    def _question(self, identity: bytes, m: wire.Query, now: float) -> Outgoing:
+        """What the other shards know of it is added to the answer."""
+        answer = self._query(m, now)
+        if not self._others.there or not isinstance(answer, wire.Answer):
+            return [(identity, answer)]
+        if m.what == "story":
+            region = self._registry.regions[m.region]
+            shard = shard_of(m.region, m.start, region.page_size, self._others.shards)
+            return self._others.ask_one(shard, identity, m, answer, now) if shard else [(identity, answer)]
+        return self._others.ask_all(identity, m, answer, now)
 
     def _query(self, m: wire.Query, now: float) -> wire.Message:
         if m.what == "status":
             return wire.Answer(m.ticket, self._status(now))
         if m.what == "owners" and self._pages.has_region(m.region):
-            return wire.Answer(m.ticket, {"owners": self._owners(m)})
+            return wire.Answer(m.ticket, {"owners": self._pages.owner_numbers(m.region, m.start, m.count)})
         if m.what == "story":
             return self._story(m)
         return wire.Failure(m.ticket, "InvalidArgument", f"cannot answer {m.what!r} of region {m.region}")
@@ -259,16 +239,6 @@ class Cluster:
             return wire.Failure(m.ticket, "InvalidArgument", why)
         nodes = {str(node.number): node.name for node in islice(self._nodes.values(), constants.STORY_TOLD_MAX)}
         return wire.Answer(m.ticket, {"nodes": nodes, "directory": self._pages.story_of(m.region, m.start)})
-
-    def story_of(self, region: int, page: int) -> str:
-        """What happened to a page, as text for a log."""
-        return text(self._pages.story_of(region, page)) if self._pages.has_region(region) else "of no region here"
-
-    def _owners(self, m: wire.Query) -> bytes:
-        """Little-endian u16 node ids, one a page; what does not fit a message is cut off."""
-        stop = min(m.start + m.count, m.start + constants.LOCAL_BYTES_MAX // 4)
-        runs = self._pages.owners(m.region, m.start, stop)
-        return b"".join(owner.to_bytes(2, "little") * (b - a) for a, b, owner in runs)
 
     def _status(self, now: float) -> dict[str, Any]:
         names = {node.number: node.name for node in self._nodes.values()}

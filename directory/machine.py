@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, Holding, Holdings, nodes_in, without
 from directory.rules import A_COPY, NOTHING, RULES, THE_ONLY, Action
-from dsm.constants import STORY_TOLD_MAX
+from dsm.constants import LOCAL_BYTES_MAX, STORY_TOLD_MAX
 from dsm.errors import Violation
 from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
@@ -138,9 +138,11 @@ class _Region:
 
 
 class PageMachine:
-    """All pages of all regions. One door: :meth:`step` for messages; the rest is called by the services around it."""
+    """All pages of all regions, or of their extents those of one of several shards. One door: :meth:`step` for
+    messages; the rest is called by the services around it."""
 
-    def __init__(self, story: Story | None = None) -> None:
+    def __init__(self, story: Story | None = None, shard: int = 0, shards: int = 1) -> None:
+        self._shard, self._shards = shard, shards
         self.story = story or Story()
         self._tell, self._now = self.story.add, self.story.now
         self.holdings = Holdings()
@@ -222,6 +224,7 @@ class PageMachine:
             or m.need > PREFETCH
             or stop > region.pages
             or (stop - 1) // region.per_extent != index
+            or (self._shards > 1 and (m.region + index) % self._shards != self._shard)  # as geometry.shard_of has it
         ):
             self.rejected += 1
             return []
@@ -433,6 +436,11 @@ class PageMachine:
         """Touched pages of a region by state."""
         counts = self._regions[region].counts
         return {STATE_NAMES[state]: counts[state] for state in (SHARED, EXCLUSIVE, LOST)}
+
+    def owner_numbers(self, region: int, start: int, count: int) -> bytes:
+        """Little-endian u16 node ids, one a page; what does not fit a message is cut off."""
+        runs = self.owners(region, start, min(start + count, start + LOCAL_BYTES_MAX // 4))
+        return b"".join(owner.to_bytes(2, "little") * (b - a) for a, b, owner in runs)
 
     def owners(self, region: int, start: int, stop: int) -> list[tuple[int, int, int]]:
         """``(start, stop, owner)`` for runs of pages; owner 0 where nobody has a copy."""

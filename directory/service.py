@@ -6,7 +6,8 @@ import logging
 import time
 from typing import Final
 
-from directory.cluster import TICK_S, Cluster, Outgoing
+from directory.cluster import Cluster
+from directory.members import TICK_S, Members, Outgoing
 from dsm import constants, daemon, errors, wire
 from dsm.listener import Listener
 from dsm.poller import Poller
@@ -22,16 +23,23 @@ _STRANGER_BYTES_MAX: Final = 2 << 20
 
 
 class Directory:
-    """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any)."""
+    """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any), the first of its ``shards``."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, shards: int = 1) -> None:
         self._poller = Poller()
         self._listener = Listener(self._poller, address)
         self._links = self._listener.links
         self.address = self._listener.address
-        self._cluster = Cluster(self.address, time.monotonic(), Story(time.time))
         self._running = True
+        try:
+            self._cluster = self._machine(shards)
+        except BaseException:
+            self._close()
+            raise
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
+
+    def _machine(self, shards: int) -> Members:
+        return Cluster(self.address, time.monotonic(), Story(time.time), shards)
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -47,8 +55,11 @@ class Directory:
             log.critical("%s\npage %d of region %d: %s", violation, violation.page, violation.region, story)
             raise
         finally:
-            self._listener.close()
-            self._poller.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._listener.close()
+        self._poller.close()
 
     def _turn(self) -> bool:
         cluster = self._cluster
@@ -57,10 +68,13 @@ class Directory:
         now = time.monotonic()
         if now >= cluster.due_s:
             self._send(cluster.tick(now))
-            self._listener.look_after()
+            self._look_after()
         if cluster.news:
             self._tell()
         return self._running
+
+    def _look_after(self) -> None:
+        self._listener.look_after()
 
     def _deliver(self, link: Link, data: memoryview, payload: memoryview) -> None:
         try:

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from dsm import wire
-from dsm.errors import DirectoryUnreachable, from_wire
+from dsm.constants import CONNECT_TIMEOUT_S
+from dsm.errors import DirectoryUnreachable, ProtocolError, from_wire
 from dsm.poller import Poller
 from dsm.stream import REDIAL_S, Caller
 
@@ -21,6 +22,19 @@ def first_answer(poller: Poller, link: Caller, answers: list[bytes], timeout_s: 
         poller.wait(min(REDIAL_S, max(0.0, until - time.monotonic())))
         link.look_after()
     return answers[0] if answers else None
+
+
+def answer(poller: Poller, link: Caller, answers: list[bytes], address: str, kind: type[Any]) -> Any:
+    """The next of ``answers`` (see :func:`first_answer`), which has to be of this kind, of the directory that ``link``
+    leads to. Raises the error that it answers with, or :class:`DirectoryUnreachable`."""
+    if first_answer(poller, link, answers, CONNECT_TIMEOUT_S) is None:
+        raise DirectoryUnreachable(unreachable(address, CONNECT_TIMEOUT_S))
+    message = wire.decode(answers.pop(0))
+    if isinstance(message, wire.Failure):
+        raise from_wire(message.error, message.text)
+    if not isinstance(message, kind):
+        raise ProtocolError(f"the directory answered with {type(message).__name__}, not with {kind.__name__}")
+    return message
 
 
 def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:

@@ -25,6 +25,8 @@ REGION_BYTES_MAX: Final = 1 << 47
 REGIONS_MAX: Final = 1 << 20
 NODES_MAX: Final = (1 << 16) - 1
 NAME_CHARS_MAX: Final = 255
+SHARDS_MAX: Final = 64
+"""Of a directory: their addresses fit one text of a message, and no host has use for as many."""
 
 # --- forward progress --------------------------------------------------------------------------
 

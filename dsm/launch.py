@@ -59,13 +59,24 @@ def program(module: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-P", "-m", module], environment
 
 
-def start_directory(listen: str = LOOPBACK, *, with_parent: bool = True, stderr: Output = None) -> Service:
-    """Start a directory and wait until it answers.
+def start_directory(
+    listen: str = LOOPBACK,
+    *,
+    shards: int = 1,
+    shard_of: str | None = None,
+    with_parent: bool = True,
+    stderr: Output = None,
+) -> Service:
+    """Start a directory, the first of ``shards``, or one more of the one at ``shard_of``, and wait until it answers.
 
     ``with_parent``: it ends when the *thread* that called this ends (the kernel's rule for PR_SET_PDEATHSIG).
     Raises the error the directory names, or :class:`~dsm.errors.DirectoryUnreachable` if it dies or stays silent.
     """
     arguments = ["--listen", listen]
+    if shards > 1:
+        arguments += ["--shards", str(shards)]
+    if shard_of is not None:
+        arguments += ["--shard-of", shard_of]
     if with_parent:
         arguments.append("--with-parent")
     return _start("directory", arguments, stderr)

@@ -2,9 +2,10 @@
 
 Nearly all pages nearly always agree with their neighbours, so a block of pages first keeps only where its value
 changes (two arrays: the first page of each run, and its value). A block so fragmented that this would take more
-memory than one value for every page keeps that instead. Either way a touched page costs at most 13 bytes (7 in a
-table of 8-bit values), an untouched one nothing, and a run of any length no more than a single page. To this a block
-of which any page is touched adds about 300 bytes.
+memory than one value for every page keeps that instead. Values take two bytes in a block as long as all of them fit.
+Either way a touched page costs at most 9 bytes (13 in a block with a larger value, 7 in a table of 8-bit values), an
+untouched one nothing, and a run of any length no more than a single page. To this a block of which any page is touched
+adds about 300 bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ _SPAN: Final = 1 << _SHIFT
 in smaller ones the objects of the block would weigh on its pages. An offset has to fit two bytes."""
 _LAST: Final = _SPAN - 1
 
-_RUNS_MAX: Final = {code: _SPAN * array(code).itemsize // (2 + array(code).itemsize) for code in ("B", "I")}
+_RUNS_MAX: Final = {code: _SPAN * array(code).itemsize // (2 + array(code).itemsize) for code in ("B", "H", "I")}
 """With more runs in a block (two bytes and a value each), one value for every page would take less memory."""
+
+
+_VALUES: Final = 1 << 32
+"""How many values a table of 32-bit values has."""
 
 
 class _RunBlock:
@@ -108,6 +113,11 @@ class _RunBlock:
         cuts = [base + cut for cut in self.starts[first + 1 : beyond]]
         return list(zip([base + start, *cuts], [*cuts, base + stop], self.values[first:beyond], strict=True))
 
+    def widen(self, typecode: str) -> None:
+        """Make room for larger values."""
+        self.values = array(typecode, self.values)
+        self.runs_max = _RUNS_MAX[typecode]
+
     def nbytes(self) -> int:
         return sys.getsizeof(self) + sys.getsizeof(self.starts) + sys.getsizeof(self.values)
 
@@ -140,6 +150,10 @@ class _DenseBlock:
         cuts = list(compress(range(first + 1, last), map(ne, here, after)))
         return [(at, to, here[at - first]) for at, to in zip([first, *cuts], [*cuts, last], strict=True)]
 
+    def widen(self, typecode: str) -> None:
+        """Make room for larger values."""
+        self.values = array(typecode, self.values)
+
     def nbytes(self) -> int:
         return sys.getsizeof(self) + sys.getsizeof(self.values)
 
@@ -147,10 +161,11 @@ class _DenseBlock:
 class PageTable:
     """Page number -> unsigned int of 8 (typecode ``"B"``) or 32 bits (``"I"``); 0 where nothing was set."""
 
-    __slots__ = ("_blocks", "_typecode")
+    __slots__ = ("_blocks", "_narrow", "_typecode")
 
     def __init__(self, typecode: Literal["B", "I"]) -> None:
         self._typecode = typecode
+        self._narrow = "H" if typecode == "I" else typecode  # of a block, to begin with
         self._blocks: dict[int, _RunBlock | _DenseBlock] = {}
 
     def get(self, page: int) -> int:
@@ -164,7 +179,14 @@ class PageTable:
         block = self._blocks.get(number)
         if block is None:
             self._fill(number, page & _LAST, (page & _LAST) + 1, value)
-        elif block.set(page & _LAST, value):
+            return
+        try:
+            crowded = block.set(page & _LAST, value)
+        except OverflowError:
+            if not self._widen(block, value):
+                raise
+            crowded = block.set(page & _LAST, value)
+        if crowded:
             self._settle(number, block)
 
     def set_run(self, start: int, stop: int, value: int) -> None:
@@ -219,9 +241,21 @@ class PageTable:
         """Give the offsets ``[start, stop)`` of a block one value."""
         block = self._blocks.get(number)
         if block is None or stop - start == _SPAN:
-            block = _RunBlock(self._typecode)
-        block.fill(start, stop, value)
+            block = _RunBlock(self._narrow)
+        try:
+            block.fill(start, stop, value)
+        except OverflowError:
+            if not self._widen(block, value):
+                raise
+            block.fill(start, stop, value)
         self._settle(number, block)
+
+    def _widen(self, block: _RunBlock | _DenseBlock, value: int) -> bool:
+        """A value did not fit a block, of which nothing has changed: let it, if it fits the table."""
+        if block.values.typecode == self._typecode or not 0 <= value < _VALUES:
+            return False
+        block.widen(self._typecode)
+        return True
 
     def _settle(self, number: int, block: _RunBlock | _DenseBlock) -> None:
         """Keep a block that has just changed in the form that suits it; a blank one not at all."""

@@ -203,6 +203,29 @@ class Welcome(NamedTuple):
     node: U16
 
 
+class Shards(NamedTuple):
+    """To a newcomer before its Welcome, where the directory has several shards: the addresses of the others, separated
+    by spaces, from the second on. Of each of them it becomes a member, too, before it says anything else."""
+
+    addresses: Text
+
+
+class Enlist(NamedTuple):
+    """To another shard of the directory than the first, which has called the sender ``node``. Answered with Welcome."""
+
+    node: U16
+    name: Name
+    address: Name
+
+
+class JoinShard(NamedTuple):
+    """To the first shard of a directory, by one more that listens on ``address``. Answered with Shards, which has a
+    word for each of the others, and Welcome with the number of this one. After that it hears of members and regions
+    (Member, MemberLeft, Opened, Destroy), and answers Opened with Granted."""
+
+    address: Name
+
+
 class Member(NamedTuple):
     """A node has arrived; sent to every node, and to a newcomer once for every node that is there."""
 
@@ -415,7 +438,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Failure, Answer, Open, Opened, Close, Unlink, Destroy, Query,
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
-    Orphan, GaveUp, Detach, Hurry, Keep,
+    Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

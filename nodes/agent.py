@@ -72,6 +72,7 @@ class Agent:
             tell=_tell,
             story=Story(time.time),
             number=lambda _: next(numbers),
+            shards=self.links.shards,
         )
         self.rejected = 0
         self._launched = end_applications and not exit_when_idle
@@ -164,7 +165,7 @@ class Agent:
         return self._running
 
     def _heartbeat(self, now: float) -> None:
-        self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
+        self.links.send_to_shards(wire.Heartbeat(self.applications.processes()))
         self.applications.look_after(now)
         self.links.look_after()
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:

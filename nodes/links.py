@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from dsm import asking, constants, errors, route, wire
+from dsm import asking, route, wire
 from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.stream import Caller, Deliver, Link
@@ -18,54 +18,91 @@ _GOODBYE_S: Final = 0.5
 """The goodbye should arrive, but nobody waits for it longer than this."""
 
 
+Told = Callable[[bytes | memoryview], None]
+"""Takes what the directory says."""
+
+
+class _Shard:
+    """The conversation with a shard of the directory; what it says is kept until somebody listens."""
+
+    __slots__ = ("address", "caller", "connected", "deliver", "early", "outgoing")
+
+    def __init__(self, poller: Poller, address: str, broken: Callable[[Link, Exception | None], None]) -> None:
+        self.address = address
+        self.connected = True  # as of the last look
+        self.early: list[bytes] = []
+        self.deliver: Told = lambda data: self.early.append(bytes(data))
+        self.outgoing = Outgoing()
+        self.caller = Caller(poller, address, lambda _, data, __: self.deliver(data), broken)
+
+    def start(self, deliver: Told) -> None:
+        """Deliver what comes, first what has come."""
+        for data in self.early:
+            deliver(data)
+        self.early.clear()
+        self.deliver = deliver
+
+    def answer(self, poller: Poller, kind: Any) -> Any:
+        """Wait for the next thing that it says, which has to be of this kind."""
+        return asking.answer(poller, self.caller, self.early, self.address, kind)
+
+    def send(self, messages: list[wire.Message]) -> None:
+        if messages:
+            self.caller.send_all(list(map(wire.encode, messages)))
+
+
 class Links:
-    """Joined to ``directory`` as ``node``. Nothing is delivered before :meth:`start`."""
+    """Joined to ``directory``, in all its ``shards``, as ``node``. Nothing is delivered before :meth:`start`."""
 
     def __init__(self, poller: Poller, directory: str, listen: str, name: str) -> None:
         self.directory_address = directory
         self._poller = poller
         self._members: dict[int, str] = {}  # addresses by node id
-        self._outgoing = Outgoing()
-        self._callers: dict[int, Caller] = {}  # by node id; the directory is 0
+        self._callers: dict[int, Caller] = {}  # by node id
         self._bulk: dict[int, Caller] = {}
-        self._connected = True  # with the directory, as of the last look
-        self._early: list[bytes] = []  # what the directory has said before start
-        self._deliver: Callable[[bytes | memoryview], None] = lambda data: self._early.append(bytes(data))
+        self._shards: list[_Shard] = []  # of the directory
         self._lost: Callable[[str], None] = lambda why: None
         self._listener = Listener(poller, listen)
         try:
             self.address = route.reachable(self._listener.address, directory)
             route.check_reachable(self.address, directory)
-            caller = Caller(poller, directory, lambda _, data, __: self._deliver(data), self._broken)
-            self._callers[wire.DIRECTORY] = caller
-            self.node = self._join(caller, wire.Join(name, self.address))
+            self.node = self._join(name)
         except BaseException:
+            if len(self._shards) > 1:  # the first has taken this node in
+                self._say_goodbye()
             self._close()
             raise
+        self.shards = len(self._shards)
+        self._first = self._shards[0].outgoing
 
-    def _join(self, directory: Caller, join: wire.Join) -> int:
-        directory.send(wire.encode(join))
-        data = asking.first_answer(self._poller, directory, self._early, constants.CONNECT_TIMEOUT_S)
-        if data is None:
-            raise errors.DirectoryUnreachable(asking.unreachable(self.directory_address, constants.CONNECT_TIMEOUT_S))
-        answer = wire.decode(data)
-        if isinstance(answer, wire.Failure):
-            raise errors.from_wire(answer.error, answer.text)
-        if not isinstance(answer, wire.Welcome):
-            raise errors.ProtocolError(f"the directory answered Join with {type(answer).__name__}")
-        return int(answer.node)
+    def _join(self, name: str) -> int:
+        shard, answer = self._ask(self.directory_address, wire.Join(name, self.address), (wire.Shards, wire.Welcome))
+        others: list[str] = []
+        if isinstance(answer, wire.Shards):
+            others = answer.addresses.split()
+            answer = shard.answer(self._poller, wire.Welcome)
+        node = int(answer.node)
+        for address in others:
+            self._ask(address, wire.Enlist(node, name, self.address), wire.Welcome)
+        return node
+
+    def _ask(self, address: str, question: wire.Message, kind: Any) -> tuple[_Shard, Any]:
+        """Begin the conversation with one more shard, and hear what it answers."""
+        shard = _Shard(self._poller, address, self._broken)
+        self._shards.append(shard)
+        shard.send([question])
+        return shard, shard.answer(self._poller, kind)
 
     def start(
         self,
-        from_directory: Callable[[bytes | memoryview], None],
+        from_directory: Told,
         from_peer: Deliver,
         lost: Callable[[str], None],
     ) -> None:
         """Deliver what comes from now on. ``lost``: why the directory does not know this node any more."""
         self._lost = lost
-        for data in self._early[1:]:  # the first was the Welcome
-            from_directory(data)
-        self._deliver = from_directory
+        for shard in self._shards:
+            shard.start(from_directory)
         self._poller.idle = self.flush
         self._listener.start(from_peer, lambda link: link.proven)
 
@@ -77,28 +114,34 @@ class Links:
     def look_after(self) -> None:
         """To be called now and then: makes connections that are missing."""
         self._listener.look_after()
-        connected = self._callers[wire.DIRECTORY].connected
-        if connected != self._connected:
-            self._connected = connected
-            log.warning(
-                "the directory %s", "is reached again" if connected else "cannot be reached: faults wait for it"
-            )
+        for shard in self._shards:
+            shard.caller.look_after()
+            if shard.caller.connected != shard.connected:
+                shard.connected = not shard.connected
+                what = f"the shard at {shard.address} of the directory" if self.shards > 1 else "the directory"
+                how = "is reached again" if shard.connected else "cannot be reached: faults wait for it"
+                log.warning("%s %s", what, how)
         for caller in (*self._callers.values(), *self._bulk.values()):
             caller.look_after()
 
     def _broken(self, link: Link, error: Exception | None) -> None:
         if error is None:
             return
-        if link is self._callers.get(wire.DIRECTORY):
+        if any(link is shard.caller for shard in self._shards):
             self._lost(str(error))
         else:  # until that one has left the cluster, what it should have been sent is missing
             log.error("a peer has ended its conversation with this node: %s", error)
 
     def close(self) -> None:
         """Say goodbye and close every socket."""
-        self.send(wire.DIRECTORY, wire.Leave())  # and before it what waits
-        self._callers[wire.DIRECTORY].farewell(_GOODBYE_S)
+        self._say_goodbye()
         self._close()
+
+    def _say_goodbye(self) -> None:
+        for shard in self._shards:
+            shard.send(shard.outgoing.send(wire.Leave()))  # and before it what waits
+        for shard in self._shards:
+            shard.caller.farewell(_GOODBYE_S)
 
     def _close(self) -> None:
         self._listener.close()
@@ -118,27 +161,32 @@ class Links:
                 caller.close()
 
     def send(self, to: int, message: wire.Message) -> None:
-        """A message to the directory (0) or to a peer."""
-        if to:
+        """A message to a peer, to the directory (0, its first shard), or to another shard of it (-1, -2 and so on)."""
+        if to > 0:
             caller = self._callers.get(to) or self._caller(self._callers, to)
             if caller is not None:
                 caller.send(wire.encode(message))
         else:
-            self._send_all(self._outgoing.send(message))
+            shard = self._shards[-to]
+            shard.send(shard.outgoing.send(message))
+
+    def send_to_shards(self, message: wire.Message) -> None:
+        """A message to every shard of the directory."""
+        for shard in self._shards:
+            shard.send(shard.outgoing.send(message))
 
     @property
     def waits(self) -> bool:
         """Does anything wait for :meth:`flush`?"""
-        return self._outgoing.waits is not None
+        if self._first.waits is not None:
+            return True
+        return self.shards > 1 and any(shard.outgoing.waits is not None for shard in self._shards)
 
     def flush(self) -> None:
         """Send what waits."""
-        if self._outgoing.waits is not None:
-            self._send_all(self._outgoing.flush())
-
-    def _send_all(self, messages: list[wire.Message]) -> None:
-        if messages:
-            self._callers[wire.DIRECTORY].send_all(list(map(wire.encode, messages)))
+        for shard in self._shards:
+            if shard.outgoing.waits is not None:
+                shard.send(shard.outgoing.flush())
 
     def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
         """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from dsm import constants, wire
-from dsm.geometry import pages_per_frame
+from dsm.geometry import pages_per_frame, shard_of
 from dsm.memory import Source
 from dsm.story import Story
 from dsm.uffd import FLAG_WP, FLAG_WRITE
@@ -35,7 +35,8 @@ class Pager:
     """The pages of all regions on node ``me``. ``now_ns`` is a clock that only goes forward.
 
     ``finished``: an explicit prefetch has got all pages it asked for. ``blame``: see :class:`RegionMemory`. ``tell``:
-    say a line where the process of that number writes its errors. ``number``: see :class:`NodeMachine`.
+    say a line where the process of that number writes its errors. ``number``: see :class:`NodeMachine`. ``shards``: how
+    many the directory has.
 
     ``holds`` and ``bulk`` are what is still to be done: :meth:`expire_holds` and :meth:`send_frame` do it.
     """
@@ -51,6 +52,7 @@ class Pager:
         tell: Callable[[int, str], None],
         story: Story | None = None,
         number: Callable[[int], int] | None = None,
+        shards: int = 1,
     ) -> None:
         self.machine: Final = NodeMachine(me, story, number)
         self.regions: Final[dict[int, RegionMemory]] = {}
@@ -58,6 +60,7 @@ class Pager:
         self.bulk: Final = Bulk()
         self.bulk_waits = False  # for a peer to take more
         self._links = links
+        self._shards = shards
         self._now_ns = now_ns
         self._blame = blame
         self._tell = tell
@@ -196,7 +199,11 @@ class Pager:
         region.stats.invalidations += e.count
 
     def _send(self, e: effects.Send) -> None:
-        self._links.send(e.to, e.message)
+        to = e.to
+        if not to and self._shards > 1:  # what is for the directory is about a page: m[2], of region m[0]
+            m = e.message
+            to = -shard_of(m[0], m[2], self.regions[m[0]].page_size, self._shards)
+        self._links.send(to, e.message)
 
     def _hold(self, e: effects.Hold) -> None:
         self.holds.append((self._now_ns() + constants.HOLD_US * 1000, e.region, e.page))

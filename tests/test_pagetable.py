@@ -188,6 +188,24 @@ def test_a_value_that_does_not_fit_is_refused_and_changes_nothing(typecode: Type
     assert table.nbytes == size
 
 
+@pytest.mark.parametrize("crowd", [False, True], ids=["runs", "dense"])
+@pytest.mark.parametrize("run", [False, True], ids=["set", "set_run"])
+def test_a_value_beyond_16_bits_widens_its_block_alone(crowd: bool, run: bool) -> None:
+    table = crowded("I") if crowd else PageTable("I")
+    table.set_run(3, 9, 0xFFFF)
+    table.set(2 * BLOCK, 5)
+    before = {page: table.get(page) for page in range(3 * BLOCK)}
+    size = table.nbytes
+    for page, value in ((4, 1 << 16), (8, 0xFFFFFFFF), (4, 7), (9, 1 << 20)):
+        before[page] = value
+        if run:
+            table.set_run(page, page + 1, value)
+        else:
+            table.set(page, value)
+    assert {page: table.get(page) for page in range(3 * BLOCK)} == before
+    assert table.nbytes < size + (2 * BLOCK if crowd else 0) + 600
+
+
 def test_the_first_and_the_last_page() -> None:
     table = PageTable("I")
     table.set(0, 7)
@@ -246,7 +264,7 @@ def test_pages_touched_in_order_with_one_value_cost_next_to_nothing(typecode: Ty
     assert list(table.touched_runs()) == [(0, 200_000, 1)]
 
 
-@pytest.mark.parametrize(("typecode", "bound"), [("B", 2), ("I", 6)])
+@pytest.mark.parametrize(("typecode", "bound"), [("B", 2), ("I", 3)])
 def test_pages_touched_in_order_with_a_value_each_cost_little_more_than_their_values(
     typecode: Typecode, bound: int
 ) -> None:

@@ -59,6 +59,9 @@ LAYOUT = """
     Detach()
     Hurry(region, generation, page, requester)
     Keep(region)
+    Shards(addresses)
+    Enlist(node, name, address)
+    JoinShard(address)
 """
 """Version 2 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

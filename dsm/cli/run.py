@@ -30,7 +30,7 @@ import click
 
 from dsm import launch, memory
 from dsm.cli import descendants
-from dsm.constants import STOP_TIMEOUT_S
+from dsm.constants import SHARDS_MAX, STOP_TIMEOUT_S
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGCONT)
@@ -47,8 +47,9 @@ class _NotFound(_CannotRun):
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Node agents.")
 @click.option("--procs", type=click.IntRange(min=1), help="Processes of CMD, spread over the nodes; as many as nodes.")
+@click.option("--shards", type=click.IntRange(1, SHARDS_MAX), default=1, show_default=True, help="Of the directory.")
 @click.argument("command", metavar="[--] CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(nodes: int, procs: int | None, command: tuple[str, ...]) -> NoReturn:
+def command(nodes: int, procs: int | None, shards: int, command: tuple[str, ...]) -> NoReturn:
     """Run processes of CMD on nodes of their own on this host.
 
     A directory and node agents are started for them and end with them.
@@ -74,7 +75,7 @@ def command(nodes: int, procs: int | None, command: tuple[str, ...]) -> NoReturn
     memory.die_with_parent(signal.SIGTERM)
     if os.getppid() != guard:
         signal.raise_signal(signal.SIGTERM)
-    raise SystemExit(_Conductor(command, procs or nodes, nodes, sockets, signals, usual).conduct())
+    raise SystemExit(_Conductor(command, procs or nodes, nodes, shards, sockets, signals, usual).conduct())
 
 
 def _guard(conductor: int, signals: Collection[int], sockets: Path) -> int:
@@ -106,6 +107,7 @@ class _Conductor:
         command: tuple[str, ...],
         procs: int,
         nodes: int,
+        shards: int,
         sockets: Path,
         signals: Collection[int],
         usual: Collection[int],
@@ -113,6 +115,7 @@ class _Conductor:
         self._command = command
         self._procs = procs
         self._nodes = nodes
+        self._shards = shards
         self._sockets = sockets
         self._signals = signals
         self._usual = usual
@@ -155,8 +158,11 @@ class _Conductor:
             signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
 
     def _start_services(self) -> None:
-        directory = launch.start_directory()
+        directory = launch.start_directory(shards=self._shards)
         self._services[directory.process.pid] = ("the directory", directory)
+        for number in range(1, self._shards):
+            shard = launch.start_directory(shard_of=directory.address)
+            self._services[shard.process.pid] = (f"shard {number} of the directory", shard)
         for number in range(1, self._nodes + 1):
             name = f"node{number}"
             node = launch.start_node(directory.address, socket=self._sockets / f"{name}.sock", name=name)
@@ -251,7 +257,7 @@ class _Conductor:
             self._next_event()
         descendants.end(self._deadline or _soon(), self._services)
         services = [service for _, service in self._services.values()]
-        for service in services[1:]:
+        for service in services[self._shards :]:
             service.process.terminate()
         for service in reversed(services):
             service.stop()

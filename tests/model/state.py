@@ -92,7 +92,7 @@ OMITTED: Final[dict[str, frozenset[str]]] = {
         # Not state: who it is, constants, what only tells the story. ``late`` and ``rejected`` are looked at after
         # every step, and begin at 0 again. ``holdings`` is in the tables and transactions, written out.
         "nodes.NodeMachine": "me late messages story _number _tell _now _cause _handlers",
-        "directory.PageMachine": "holdings transactions rejected story _tell _now _sweep_at",
+        "directory.PageMachine": "holdings transactions rejected story _tell _now _sweep_at _shard _shards",
     }.items()
 }
 

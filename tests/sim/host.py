@@ -218,7 +218,7 @@ class Host:
             return
         if self.world.now >= self.stopped_until and not self.busy:
             with self.cluster.running(self):
-                self.links.send(wire.DIRECTORY, wire.Heartbeat(self.applications.processes()))
+                self.links.send_to_shards(wire.Heartbeat(self.applications.processes()))
                 self.applications.look_after(self.world.now / 1e9)
             self._soon()  # the loop goes round
         self.world.periodically(int(constants.HEARTBEAT_S * S), self._heartbeat)

@@ -225,6 +225,9 @@ class Links:
         if channel is not None:
             channel.send(message)
 
+    def send_to_shards(self, message: wire.Message) -> None:
+        self.send(DIRECTORY, message)
+
     def _flush(self) -> None:
         if self.node not in self._network.gone:
             self._send_all(self._outgoing.flush())

@@ -156,9 +156,10 @@ class Child:
 
 
 class Cluster:
-    """``nodes`` agents and a directory (nothing at all if 0), and a folder with a short name for sockets and files."""
+    """``nodes`` agents and a directory of ``shards`` (nothing at all if 0), and a folder with a short name for sockets
+    and files."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, shards: int = 1) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # a socket path has 107 bytes at most
         self.mark = f"{_MARK}={uuid.uuid4()}"
         os.environ[_MARK] = self.mark.partition("=")[2]  # the launcher hands the environment on
@@ -168,8 +169,13 @@ class Cluster:
         self.ended: set[int] = set()
         """Pids of services that the test itself ends, or that it expects to fail."""
         self._files = 0
+        self.shards: list[launch.Service] = []
+        """Of the directory, beside its first."""
         if nodes:
-            self.directory = launch.start_directory(stderr=self._log("directory"))
+            self.directory = launch.start_directory(shards=shards, stderr=self._log("directory"))
+        for number in range(1, shards):
+            log = self._log(f"shard{number}")
+            self.shards.append(launch.start_directory(shard_of=self.directory.address, stderr=log))
         for number in range(nodes):
             self.add_node(f"node{number}")
 
@@ -271,7 +277,7 @@ class Cluster:
 
     def services(self) -> list[launch.Service]:
         """The nodes, then the directory."""
-        return [*self.nodes, *([self.directory] if self.nodes else [])]
+        return [*self.nodes, *self.shards, *([self.directory] if self.nodes else [])]
 
     def alive(self, service: launch.Service) -> bool:
         """Is it running, and meant to?"""

@@ -10,12 +10,12 @@ from noise import Probe
 
 
 @pytest.fixture
-def start_cluster() -> Iterator[Callable[[int], Cluster]]:
-    """Start a cluster of so many nodes; after the test, nothing of it may be left."""
+def start_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Start a cluster of so many nodes (and shards); after the test, nothing of it may be left."""
     started: list[Cluster] = []
 
-    def start(nodes: int) -> Cluster:
-        started.append(Cluster(nodes))
+    def start(nodes: int, shards: int = 1) -> Cluster:
+        started.append(Cluster(nodes, shards))
         return started[-1]
 
     yield start
