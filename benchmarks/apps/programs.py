@@ -23,9 +23,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class Program:
-    """``exact``: the result is the same to the last bit however many processes compute it; otherwise sums are added in
-    another order. ``barriers_before``: how many barriers are passed before the data are there. ``note``: on the figure for
-    private memory."""
+    """``exact``: the result is the same to the last bit however many processes compute it; otherwise sums are added
+    in another order. ``barriers_before``: how many barriers are passed before the data are there. ``note``: on the
+    figure for private memory."""
 
     name: str
     function: str
