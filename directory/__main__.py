@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from directory.service import Directory
 from dsm import daemon
 from dsm.errors import DsmError
+from dsm.trace import HELP, Trace
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--listen", default="tcp://127.0.0.1:7400", show_default=True, help="tcp://IP:PORT; port * is any free one."
 )
+@click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
 @click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
-def main(listen: str, ready_fd: int | None, with_parent: bool) -> None:
+def main(listen: str, trace_path: Path | None, ready_fd: int | None, with_parent: bool) -> None:
     """Keep the ownership of pages, the registry of regions, locks and the membership of one cluster."""
     with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
-        directory = Directory(listen)
+        trace = Trace(trace_path, "directory") if trace_path else None
+        directory = Directory(listen, trace)
         daemon.on_stop(directory.stop)
         ready(directory.address)
     try:
@@ -28,6 +32,9 @@ def main(listen: str, ready_fd: int | None, with_parent: bool) -> None:
     except DsmError as error:
         print(f"dsm directory: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        if trace:
+            trace.write()
 
 
 main(prog_name="dsm directory")

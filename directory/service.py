@@ -12,6 +12,7 @@ from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.story import Story
 from dsm.stream import Link
+from dsm.trace import Trace, untraced
 
 log = logging.getLogger("dsm.directory")
 
@@ -24,12 +25,15 @@ _STRANGER_BYTES_MAX: Final = 2 << 20
 class Directory:
     """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any)."""
 
-    def __init__(self, address: str) -> None:
-        self._poller = Poller()
+    def __init__(self, address: str, trace: Trace | None = None) -> None:
+        around = trace.around if trace else untraced
+        self._poller = Poller(around)
+        self._now = around("decoded", time.monotonic)
         self._listener = Listener(self._poller, address)
         self._links = self._listener.links
         self.address = self._listener.address
-        self._cluster = Cluster(self.address, time.monotonic(), Story(time.time))
+        story = Story(time.time)
+        self._cluster = Cluster(self.address, time.monotonic(), trace.follow(story) if trace else story)
         self._running = True
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
@@ -70,7 +74,7 @@ class Directory:
         except errors.DsmError as error:
             self._send(self._cluster.malformed(link.name, error))
         else:
-            self._send(self._cluster.step(link.name, message, time.monotonic()))
+            self._send(self._cluster.step(link.name, message, self._now()))
 
     def _send(self, outgoing: Outgoing) -> None:
         for identity, message in outgoing:

@@ -59,13 +59,16 @@ def program(module: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-P", "-m", module], environment
 
 
-def start_directory(listen: str = LOOPBACK, *, with_parent: bool = True, stderr: Output = None) -> Service:
+def start_directory(
+    listen: str = LOOPBACK, *, with_parent: bool = True, trace: Path | None = None, stderr: Output = None
+) -> Service:
     """Start a directory and wait until it answers.
 
+    ``trace``: the file for its record of what it did when (:mod:`dsm.trace`).
     ``with_parent``: it ends when the *thread* that called this ends (the kernel's rule for PR_SET_PDEATHSIG).
     Raises the error the directory names, or :class:`~dsm.errors.DirectoryUnreachable` if it dies or stays silent.
     """
-    arguments = ["--listen", listen]
+    arguments = ["--listen", listen, *_traced(trace)]
     if with_parent:
         arguments.append("--with-parent")
     return _start("directory", arguments, stderr)
@@ -79,14 +82,16 @@ def start_node(
     name: str | None = None,
     with_parent: bool = True,
     exit_when_idle: bool = False,
+    trace: Path | None = None,
     stderr: Output = None,
 ) -> Service:
     """Start a node agent that serves applications on ``socket`` and wait until it has joined ``directory``.
 
-    ``with_parent`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last application has gone.
+    ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last application
+    has gone.
     Raises the error the node names, or :class:`~dsm.errors.NodeUnreachable` if it dies or stays silent.
     """
-    arguments = ["--directory", directory, "--listen", listen, "--socket", str(socket)]
+    arguments = ["--directory", directory, "--listen", listen, "--socket", str(socket), *_traced(trace)]
     if name is not None:
         arguments += ["--name", name]
     if with_parent:
@@ -94,6 +99,10 @@ def start_node(
     if exit_when_idle:
         arguments.append("--exit-when-idle")
     return _start("nodes", arguments, stderr)
+
+
+def _traced(trace: Path | None) -> list[str]:
+    return [] if trace is None else ["--trace", str(trace)]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
