@@ -87,7 +87,7 @@ def start_node(
 ) -> Service:
     """Start a node agent that serves applications on ``socket`` and wait until it has joined ``directory``.
 
-    ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last application
+    ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves when its last application
     has gone.
     Raises the error the node names, or :class:`~dsm.errors.NodeUnreachable` if it dies or stays silent.
     """
