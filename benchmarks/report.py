@@ -68,6 +68,8 @@ def _section(pictures: Path, section: Section) -> Iterator[str]:
         if figure.note:
             yield f"\n{figure.name}: {figure.note}"
     yield ""
+    if section.draw is not None:
+        yield from _picture(section.draw(pictures), section.title)
     for path, what in ((plots.latencies(pictures, section), "how long"), (plots.medians(pictures, section), "medians")):
         yield from _picture(path, f"{section.title}: {what}")
     if table := rows.facts(section):

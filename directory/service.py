@@ -13,6 +13,7 @@ from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.story import Story
 from dsm.stream import Link
+from dsm.trace import Trace, untraced
 
 log = logging.getLogger("dsm.directory")
 
@@ -25,8 +26,12 @@ _STRANGER_BYTES_MAX: Final = 2 << 20
 class Directory:
     """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any), the first of its ``shards``."""
 
-    def __init__(self, address: str, shards: int = 1) -> None:
-        self._poller = Poller()
+    def __init__(self, address: str, shards: int = 1, trace: Trace | None = None) -> None:
+        around = trace.around if trace else untraced
+        self._poller = Poller(around)
+        self._now = around("decoded", time.monotonic)
+        story = Story(time.time)
+        self._story = trace.follow(story) if trace else story
         self._listener = Listener(self._poller, address)
         self._links = self._listener.links
         self.address = self._listener.address
@@ -39,7 +44,7 @@ class Directory:
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
     def _machine(self, shards: int) -> Members:
-        return Cluster(self.address, time.monotonic(), Story(time.time), shards)
+        return Cluster(self.address, time.monotonic(), self._story, shards)
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -84,7 +89,7 @@ class Directory:
         except errors.DsmError as error:
             self._send(self._cluster.malformed(link.name, error))
         else:
-            self._send(self._cluster.step(link.name, message, time.monotonic()))
+            self._send(self._cluster.step(link.name, message, self._now()))
 
     def _send(self, outgoing: Outgoing) -> None:
         for identity, message in outgoing:

@@ -60,6 +60,7 @@ class Link:
         "_end",
         "_more",
         "_poller",
+        "_receive",
         "_send",
         "_session",
         "_socket",
@@ -106,7 +107,8 @@ class Link:
         frames = self._session.resume(received)
         self._forget_connection()
         self._socket = sock
-        self._send = sock.send
+        self._send = self._poller.around("send", sock.send)
+        self._receive = self._poller.around("receive", sock.recv_into)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._poller.watch(sock.fileno(), self._ready)
         for frame in [hello, *frames] if hello else frames:
@@ -208,7 +210,7 @@ class Link:
             return  # what has come already goes first: there may be no room for more
         end = self._end
         try:
-            length = self._socket.recv_into(self._buffer[end:] if end else self._buffer)
+            length = self._receive(self._buffer[end:] if end else self._buffer)
         except BlockingIOError:
             return
         except OSError:

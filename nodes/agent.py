@@ -19,10 +19,12 @@ from dsm import constants, daemon, errors, local, memory, wire
 from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
 from dsm.stream import Link
+from dsm.trace import Trace, untraced
 from nodes.applications import Applications
 from nodes.links import Links
 from nodes.memory import Mapping
 from nodes.pager import Pager
+from nodes.tracing import TracedOutlets, TracedUserfaultfd
 
 log = logging.getLogger("dsm.node")
 
@@ -36,7 +38,8 @@ class Agent:
     """The agent of one host, joined to ``directory`` and listening for peers on ``listen`` (``tcp://IP:PORT``) and for
     applications on the Unix socket ``path``.
 
-    ``end_applications``: kill those still attached when it stops. ``exit_when_idle``: stop when the last one has left.
+    ``trace``: where to record what is done when. ``end_applications``: kill those still attached when it stops.
+    ``exit_when_idle``: stop when the last one has left.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Agent:
         path: Path,
         name: str,
         group: str | None,
+        trace: Trace | None = None,
         *,
         end_applications: bool,
         exit_when_idle: bool,
@@ -53,7 +57,8 @@ class Agent:
         self.name = name
         self.started_s = time.monotonic()
         self.path = path
-        self._poller = Poller()
+        self._trace = trace
+        self._poller = Poller(trace.around if trace else untraced)
         listener = local.listen(path, group)
         try:
             self.links = Links(self._poller, directory, listen, name)
@@ -63,14 +68,15 @@ class Agent:
             path.unlink(missing_ok=True)
             raise
         numbers = _unguessable()
+        story = Story(time.time)
         self.pager = Pager(
             self.links.node,
-            self.links,
+            TracedOutlets(self.links, trace.around) if trace else self.links,
             time.perf_counter_ns,
             finished=lambda mapping: self.applications.prefetched(mapping),
             blame=self.blame,
             tell=_tell,
-            story=Story(time.time),
+            story=trace.follow(story) if trace else story,
             number=lambda _: next(numbers),
             shards=self.links.shards,
         )
@@ -234,6 +240,8 @@ class Agent:
         """Serve the faults of a new mapping. False if its process has gone already."""
         if not mapping.region.take_in(mapping):
             return False
+        if self._trace:
+            mapping.uffd = TracedUserfaultfd(mapping.uffd, self._trace.around)
         self.watch(mapping.uffd.fileno(), lambda events: self._faults(mapping, events))
         return True
 
