@@ -119,7 +119,7 @@ class Pager:
     def data(self, m: wire.Data, payload: memoryview) -> bool:
         """Page data has come. False if it is not what ``m`` says."""
         region = self.regions.get(m[0])
-        if region is None or len(payload) != m[5] * region.page_size:
+        if region is None or not payload or len(payload) != m[5] * region.page_size:
             return False
         effects = self.machine.data(m, Source(payload))
         if effects:  # else nobody waits for it, and the machine has counted it

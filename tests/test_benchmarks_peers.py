@@ -22,7 +22,7 @@ from benchmarks.measurements import Section
 
 MARK = "DSM_PEERS_TEST"
 LIMIT_S = 30.0
-INSTALLED = {"redis": redis_values.PEER, "ray": ray_objects.PEER, "mpi4py": mpi_windows.PEER}
+INSTALLED = {"hiredis": redis_values.PEER, "ray": ray_objects.PEER, "mpi4py": mpi_windows.PEER}
 """By a module without which they cannot be."""
 
 
