@@ -83,6 +83,7 @@ def test_the_pages_of_a_node_that_dies_are_lost_at_both_shards(sharded: Cluster,
     sharded.nodes[0].process.kill()
     sharded.nodes[0].process.wait()
     sharded.path(0).unlink()
+    keeper.kill()
     keeper.wait()
     until(lambda: len(sharded.status(1)["cluster"]["nodes"]) == 1, "the end of the lease")
     assert sharded.run(look, [0, PAGES - 1], node=1) == [0, PAGES - 1]
