@@ -34,6 +34,7 @@ PURE = [
     "nodes/machine.py",
     "nodes/outgoing.py",
     "nodes/pages.py",
+    "nodes/pieces.py",
     "nodes/readahead.py",
     "nodes/requests.py",
     "tests/history/accesses.py",
