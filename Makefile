@@ -42,6 +42,9 @@ bench: $(COMPILED) ## measure everything beside floors and peers, write docs/ben
 	PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(dir $(COMPILED))) \
 	    $(PY) -m benchmarks $(or $(ARGS),--report docs --json docs/benchmarks/results.json)
 
+replay: $(READY) ## what reading ahead makes of a pattern of accesses, without a cluster (ARGS="FILE", "--pattern stencil", "--json")
+	$(PY) -m benchmarks.replay $(ARGS)
+
 peers: $(READY) ## install what `make bench` compares dsm with: redis, ray, MPI
 	$(PY) -m pip --require-virtualenv install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    --no-build-isolation --editable '.[demo,dev,peers]'
@@ -121,6 +124,6 @@ if ! command -v redis-server >/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test test-compiled model lint fuzz simulate peers litmus histories bench clean
+.PHONY: help demo test test-compiled model lint fuzz simulate peers replay litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -69,6 +69,18 @@ STORY_TOLD_MAX: Final = 150
 
 WINDOW_PAGES_MIN: Final = 4
 WINDOW_BYTES_MAX: Final = 1 << 20
+AHEAD_STREAMS: Final = 4
+"""Places of one application that are followed at once: two threads with two arrays each."""
+
+AHEAD_RECENT: Final = 8
+"""Faults among which a new stream is looked for: three of a kind, of two streams in turn, and some noise."""
+
+STRIDE_PAGES_MAX: Final = 64
+
+AHEAD_PRICE_FAULTS: Final = 16
+AHEAD_CREDIT_PAGES: Final = 16
+"""What was asked for in vain is at most one page for so many faults, and so many pages besides: below 10 %."""
+
 PREFETCH_BYTES: Final = 1 << 20
 PREFETCHES_MAX: Final = 2
 """An explicit prefetch asks for so much at a time, and has so many requests open: enough to keep the owner's sender

@@ -34,8 +34,8 @@ class Mapping:
         self.address = address
         self.pid = pid
         window_max = max(WINDOW_PAGES_MIN, WINDOW_BYTES_MAX // region.page_size)
-        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max)
-        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max)
+        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
+        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
         self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
         self.prefetch: Any = None
 

@@ -159,13 +159,14 @@ class Pager:
             return []
 
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
-        window = (mapping.writes if write else mapping.reads).fault(page)
-        if window is not None:
-            count = window[1] - window[0]
-            sure = count > constants.WINDOW_PAGES_MIN
-            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping, sure)
-            mapping.region.stats.pages_ahead += count
-            self.run(decided)
+        policy = mapping.writes if write else mapping.reads
+        runs = policy.fault(page)
+        if runs is None:
+            return
+        region = mapping.region
+        for start, stop in runs:
+            region.stats.pages_ahead += stop - start
+            self.run(self.machine.read_ahead(region.number, start, stop, write, mapping, policy.sure))
 
     # -- effects -----------------------------------------------------------------------------------------
 

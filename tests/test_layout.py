@@ -37,6 +37,7 @@ PURE = [
     "nodes/machine.py",
     "nodes/outgoing.py",
     "nodes/pages.py",
+    "nodes/pieces.py",
     "nodes/readahead.py",
     "nodes/requests.py",
     "tests/history/accesses.py",

@@ -26,7 +26,6 @@ from dsm.wire import (
 from nodes.bulk import Bulk, Frame
 from nodes.effects import Expedite, Finished, Hold, Install, Resume, Send, Supply, Unprotect
 from nodes.machine import NodeMachine
-from nodes.readahead import ReadAhead
 from nodes.statistics import Histogram
 
 ME, OTHER, THIRD = 1, 2, 3
@@ -248,35 +247,6 @@ def test_a_prefetch_of_what_is_here_is_over_at_once(node: NodeMachine) -> None:
     assert isinstance(effect, Send) and effect.message == Request(1, 1, 0, 4, READ, PREFETCH)
     assert node.step(Grant(1, 1, 0, 4, 0, True))[-1] == Finished("a")
     assert node.prefetch(1, 1, 3, False, "a") == [Finished("a")]
-
-
-# --- read-ahead ------------------------------------------------------------------------------------------
-
-
-def test_the_window_opens_at_the_second_fault_in_a_row_and_doubles() -> None:
-    policy = ReadAhead(4, 16)
-    asked = []
-    page = 0
-    for _ in range(6):
-        window = policy.fault(page)
-        asked.append(window)
-        page = window[1] if window else page + 1
-    assert asked == [None, (2, 6), (7, 15), (16, 32), (33, 49), (50, 66)]
-
-
-def test_a_wrong_guess_closes_the_window() -> None:
-    policy = ReadAhead(4, 16)
-    assert [policy.fault(page) for page in (0, 1, 100, 7, 3)] == [None, (2, 6), None, None, None]
-
-
-def test_a_reader_that_runs_into_what_is_on_its_way_gets_the_next_window() -> None:
-    policy = ReadAhead(4, 16)
-    assert [policy.fault(page) for page in (0, 1, 2, 3)] == [None, (2, 6), (6, 14), None]
-
-
-def test_random_access_asks_for_nothing() -> None:
-    policy = ReadAhead(4, 16)
-    assert all(policy.fault(page * 7919 % 100003) is None for page in range(1000))
 
 
 # --- statistics ------------------------------------------------------------------------------------------
