@@ -1,9 +1,11 @@
 """How long a single operation takes, beside what it cannot do without.
 
-Nine nodes on this host over TCP loopback, an application on each and a second one on the first. Pages are touched in
-random order, every other one, so that nothing is read ahead, unless a figure says "in order". Every round measures a
-batch of everything. All nodes share the processors of this host: what eight hosts would do at once (invalidate a
-copy, leave a barrier) they do here in turn.
+Nodes on this host over TCP loopback, an application on each and a second one on the first. Pages are touched in random
+order, every other one, so that nothing is read ahead, unless a figure says "in order". Every round measures a batch of
+everything. First three nodes; then nine, for what takes many or keeps the processors busy (more sharers, barriers,
+ping-pong): of services and applications that all want to run, each waits for the others, and for a while after. All
+nodes share the processors of this host: what eight hosts would do at once (invalidate a copy, leave a barrier) they
+do here in turn.
 
 - hit: a numpy operation on memory that is here already, beside the same on private memory.
 - local fault: a store to a page that a neighbour on the same node has written; the agent alone settles it.
@@ -33,6 +35,7 @@ from benchmarks.floors import PAGE, Floors
 from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
 
 SHARERS: Final = (1, 2, 4, 8)
+FEW: Final = (1, 2)
 PARTIES: Final = range(2, 9)
 _REGION: Final = "benchmark.latency"
 _HIT_BYTES: Final = 1 << 20
@@ -164,13 +167,14 @@ class _Measured:
     """The applications, and the pages that are still to be touched. Each method gives the samples of a batch, in
     microseconds; those that find pages in a certain state leave them in the state that the next one expects."""
 
-    def __init__(self, services: Cluster, rounds: int, batch: int) -> None:
+    def __init__(self, services: Cluster, rounds: int, batch: int, sharers: tuple[int, ...]) -> None:
         self.batch = batch
-        spread, self._in_order = _pages(rounds, batch)
+        self._sharers = sharers
+        spread, self._in_order = _pages(rounds, batch, len(sharers))
         self._unused = iter(spread)
         self._contended = _HIT_BYTES // PAGE
         pages = self._in_order[-1] + 1
-        nodes = [services.node() for _ in range(1 + SHARERS[-1])]
+        nodes = [services.node() for _ in range(1 + sharers[-1])]
         self.writer, *self.readers = applications = [services.start(node, Accesses, pages) for node in nodes]
         self.neighbour = services.start(nodes[0], Accesses, pages)
         self.applications = applications
@@ -187,7 +191,7 @@ class _Measured:
         return _us(self.writer.ask(operation, where, self.batch))
 
     def first_touch(self) -> list[float]:
-        self._shared = {sharers: self._some(self.batch) for sharers in SHARERS}
+        self._shared = {sharers: self._some(self.batch) for sharers in self._sharers}
         return _us(self.writer.ask("store", self._all()))
 
     def _all(self) -> list[int]:
@@ -251,11 +255,11 @@ def _us(nanoseconds: list[int]) -> list[float]:
     return [took / 1000 for took in nanoseconds]
 
 
-def _pages(rounds: int, batch: int) -> tuple[list[int], list[int]]:
+def _pages(rounds: int, batch: int, kinds: int) -> tuple[list[int], list[int]]:
     """Pages to touch at random, none beside another, and pages to touch in order; the array for hits and the page to
     contend for come before them."""
     first = _HIT_BYTES // PAGE + 2
-    spread = list(range(first, first + 2 * len(SHARERS) * rounds * batch, 2))
+    spread = list(range(first, first + 2 * kinds * rounds * batch, 2))
     random.Random(1).shuffle(spread)
     after = max(spread) + 64
     return spread, list(range(after, after + rounds * batch))
@@ -293,10 +297,7 @@ def _faults(m: _Measured) -> Iterator[Part]:
     yield _remote("remote read, from a sharer"), m.read_sharer
     one = "upgrade, 1 sharer"
     yield _remote(one, Bound("at most", 1.5, ROUND_TRIP)), lambda: m.upgrade(1)
-    for sharers in SHARERS[1:]:
-        bounds = (Bound("at most", 1.5, one),) if sharers == SHARERS[-1] else ()
-        figure = Figure(f"upgrade, {sharers} sharers", "µs", beside=(ROUND_TRIP, one), bounds=bounds)
-        yield figure, partial(m.upgrade, sharers)
+    yield Figure("upgrade, 2 sharers", "µs", beside=(ROUND_TRIP, one)), partial(m.upgrade, 2)
     local = Bound("at most", 1.5, _THREAD)
     yield Figure("local fault", "µs", beside=(_THREAD, ROUND_TRIP), bounds=(local,)), m.local_fault
     note = "the time of a batch by its pages: a run of them is granted at once, so most stores do not fault"
@@ -304,14 +305,34 @@ def _faults(m: _Measured) -> Iterator[Part]:
     yield in_order, m.touch_in_order
 
 
-def _waits(m: _Measured, shares: tuple[Figure, ...]) -> Iterator[Part]:
+def _locks(m: _Measured) -> Iterator[Part]:
     yield Figure("lock, uncontended", "µs", beside=(ROUND_TRIP,)), lambda: _us(m.writer.ask("lock_alone", m.batch))
     yield Figure("lock, hand-over", "µs", beside=(ROUND_TRIP,)), m.hand_over
+
+
+def _of_nine(name: str) -> str:
+    return f"{name}, of nine nodes"
+
+
+def _many(floors: Floors, m: _Measured, shares: tuple[Figure, ...]) -> Iterator[Part]:
+    floor, one = _of_nine(ROUND_TRIP), _of_nine("upgrade, 1 sharer")
+    yield (
+        Figure(floor, "µs", note="the same, measured in turn with what follows"),
+        lambda: _us(floors.round_trips(m.batch)),
+    )
+    yield Figure(_of_nine("first touch"), "µs", beside=(floor,)), m.first_touch
+    yield Figure(_of_nine("remote read"), "µs", beside=(floor,)), m.read_owner
+    yield Figure(_of_nine("remote read, from a sharer"), "µs", beside=(floor,)), m.read_sharer
+    yield Figure(one, "µs", beside=(floor,)), lambda: m.upgrade(1)
+    for sharers in SHARERS[1:]:
+        bounds = (Bound("at most", 1.5, one),) if sharers == SHARERS[-1] else ()
+        figure = Figure(_of_nine(f"upgrade, {sharers} sharers"), "µs", beside=(floor, one), bounds=bounds)
+        yield figure, partial(m.upgrade, sharers)
     two = f"barrier of {PARTIES[0]}"
     for parties in PARTIES:
-        beside = (ROUND_TRIP,) if parties == PARTIES[0] else (ROUND_TRIP, two)
+        beside = (floor,) if parties == PARTIES[0] else (floor, two)
         yield Figure(f"barrier of {parties}", "µs", beside=beside), partial(m.barrier, parties)
-    yield Figure("ping-pong: a turn", "µs", beside=(ROUND_TRIP,)), lambda: m.ping_pong(shares)
+    yield Figure("ping-pong: a turn", "µs", beside=(floor,)), lambda: m.ping_pong(shares)
 
 
 def _shares() -> tuple[Figure, ...]:
@@ -329,8 +350,6 @@ def measure(quick: bool, progress: Progress) -> Section:
     rounds, batch = (3, 12) if quick else (50, 50)
     section = Section("latency", "Latency", (__doc__ or "").strip())
     with ExitStack() as done:
-        progress("starting nine nodes")
-        measured = _Measured(done.enter_context(cluster()), rounds, batch)
         floors = Floors()
         done.callback(floors.close)
         thread = None
@@ -339,8 +358,15 @@ def measure(quick: bool, progress: Progress) -> Section:
             done.callback(thread.close)
         except NoFaultThread as error:
             section.absent[_THREAD] = str(error)
-        shares = _shares()
-        parts = [*_floors(floors, thread, measured), *_hits(measured), *_faults(measured), *_waits(measured, shares)]
-        interleave(rounds, progress, parts)
-    section.figures = [figure for figure, _ in parts] + list(shares)
+        with cluster() as services:
+            progress("starting three nodes")
+            few = _Measured(services, rounds, batch, FEW)
+            parts = [*_floors(floors, thread, few), *_hits(few), *_faults(few), *_locks(few)]
+            interleave(rounds, progress, parts)
+        with cluster() as services:
+            progress("starting nine nodes")
+            shares = _shares()
+            crowd = list(_many(floors, _Measured(services, rounds, batch, SHARERS), shares))
+            interleave(rounds, progress, crowd)
+    section.figures = [figure for figure, _ in (*parts, *crowd)] + list(shares)
     return section

@@ -23,14 +23,16 @@ def test_every_figure_is_there_and_stands_beside_something(tmp_path: Path) -> No
     (section,) = json.loads(file.read_text())["sections"]
     figures: dict[str, Any] = {figure["name"]: figure for figure in section["figures"]}
     expected = {"first touch", "local fault", "remote read, from its owner", "remote read, from a sharer"}
-    expected |= {"upgrade, 1 sharer", *(f"upgrade, {sharers} sharers" for sharers in SHARERS[1:])}
-    expected |= {"lock, uncontended", "lock, hand-over", *(f"barrier of {parties}" for parties in PARTIES)}
-    assert expected <= figures.keys()
+    expected |= {"upgrade, 1 sharer", "upgrade, 2 sharers", "lock, uncontended", "lock, hand-over"}
+    crowd = {f"upgrade, {sharers} sharers, of nine nodes" for sharers in SHARERS[1:]}
+    crowd |= {"upgrade, 1 sharer, of nine nodes", *(f"barrier of {parties}" for parties in PARTIES)}
+    assert expected | crowd <= figures.keys()
     for name, figure in figures.items():
         quantiles = figure["quantiles"]
         assert 0 <= quantiles["p25"] <= quantiles["p50"] <= quantiles["p99"], name
         assert quantiles["p25"] > 0 if "µs" in figure["unit"] else quantiles["p99"] <= 100, name
     assert all(ROUND_TRIP in figures[name]["ratios"] for name in expected - {"local fault"})
+    assert all(f"{ROUND_TRIP}, of nine nodes" in figures[name]["ratios"] for name in crowd)
     bounds = {(bound["beside"], bound["ratio"]) for bound in figures["remote read, from its owner"]["bounds"]}
     assert bounds == {(ROUND_TRIP, 1.2), (ROUND_TRIP, 1.5), ("remote read, from its owner", 3)}
 
