@@ -20,8 +20,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from dsm.constants import PAGE_BYTES, WINDOW_BYTES_MAX, WINDOW_PAGES_MIN
-from nodes.readahead import ReadAhead
+from dsm.constants import PAGE_BYTES
+from nodes.readahead import ReadAhead, windows
 
 Access = tuple[int, bool]
 """A page, and whether it is written."""
@@ -70,8 +70,7 @@ class _Memory:
 
 def replay(accesses: Iterable[Access], pages: int, page_bytes: int = PAGE_BYTES) -> Outcome:
     """Feed the accesses to the policy of a region of ``pages``."""
-    window_max = max(WINDOW_PAGES_MIN, WINDOW_BYTES_MAX // page_bytes)
-    policies = [ReadAhead(WINDOW_PAGES_MIN, window_max, pages) for _ in range(2)]
+    policies = [ReadAhead(*windows(page_bytes), pages) for _ in range(2)]
     plain, memory = _Memory(), _Memory()
     count = without = with_policy = asked = right = 0
     for page, write in accesses:

@@ -79,7 +79,7 @@ STRIDE_PAGES_MAX: Final = 64
 
 AHEAD_PRICE_FAULTS: Final = 16
 AHEAD_CREDIT_PAGES: Final = 16
-"""What was asked for in vain is at most one page for so many faults, and so many pages besides: below 10 %."""
+"""What was asked for in vain on weak evidence is at most one page for so many faults, and so many pages besides."""
 
 PREFETCH_BYTES: Final = 1 << 20
 PREFETCHES_MAX: Final = 2

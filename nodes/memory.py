@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dsm import memory
-from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES, WINDOW_BYTES_MAX, WINDOW_PAGES_MIN
+from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES
 from dsm.geometry import pages_in
 from dsm.uffd import Outcome, Userfaultfd
-from nodes.readahead import ReadAhead
+from nodes.readahead import ReadAhead, windows
 from nodes.statistics import Statistics
 
 _ZEROS: Final = memory.Staging()
@@ -33,9 +33,9 @@ class Mapping:
         self.uffd = uffd
         self.address = address
         self.pid = pid
-        window_max = max(WINDOW_PAGES_MIN, WINDOW_BYTES_MAX // region.page_size)
-        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
-        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
+        smallest, largest = windows(region.page_size)
+        self.reads = ReadAhead(smallest, largest, region.pages)
+        self.writes = ReadAhead(smallest, largest, region.pages)
         self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
         self.prefetch: Any = None
 

@@ -7,21 +7,36 @@ that which was used longest ago.
 
 Two neighbours in a row are weak evidence, and open a stream on credit. Its first windows are paid for and given
 back once the stream goes on; every fault earns a little. So an application whose accesses look like streams and are
-none costs a few per cent, and one that has lost its credit has to show a longer run. A fault that belongs to no stream
-halves all windows: among random accesses a wide window is met by chance.
+none costs a few per cent, and one that has lost its credit has to show a longer run. Whoever shows that is believed for
+nothing: runs of five pages and more at random places cost as much again as they read, at worst. A fault that belongs to
+no stream halves all windows: among random accesses a wide window is met by chance.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from dsm.constants import AHEAD_CREDIT_PAGES, AHEAD_PRICE_FAULTS, AHEAD_RECENT, AHEAD_STREAMS, STRIDE_PAGES_MAX
+from dsm.constants import (
+    AHEAD_CREDIT_PAGES,
+    AHEAD_PRICE_FAULTS,
+    AHEAD_RECENT,
+    AHEAD_STREAMS,
+    STRIDE_PAGES_MAX,
+    WINDOW_BYTES_MAX,
+    WINDOW_PAGES_MIN,
+)
 
 _PROOF: Final = 4
 """Equal steps that are a stream to anybody."""
 
 _STRIDED_MAX: Final = 16
 """Pages in a window of a stream that leaves some out: each is a request of its own."""
+
+
+def windows(page_size: int) -> tuple[int, int]:
+    """The smallest and the largest window, in pages: no more bytes than may be, unless a single page is more."""
+    largest = max(1, WINDOW_BYTES_MAX // page_size)
+    return min(WINDOW_PAGES_MIN, largest), largest
 
 
 class _Stream:
@@ -77,6 +92,7 @@ class ReadAhead:
         self._credit += stream.paid
         stream.paid = stream.window * AHEAD_PRICE_FAULTS if stream.window <= 2 * self._window_min else 0
         self._credit -= stream.paid
+        self.sure = True
         return self._ask(stream)
 
     def _open(self, page: int) -> list[tuple[int, int]] | None:
@@ -99,6 +115,7 @@ class ReadAhead:
         self._streams.insert(0, stream)
         if len(self._streams) > AHEAD_STREAMS:
             self._streams.pop()
+        self.sure = False
         return self._ask(stream)
 
     def _step(self, page: int) -> int:
@@ -127,7 +144,6 @@ class ReadAhead:
         count = min(stream.window, room)
         if count <= 0:
             return None
-        self.sure = stream.window > self._window_min
         stream.next = start + count * step
         if step == 1:
             return [(start, stream.next)]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsm.constants import AHEAD_STREAMS, STRIDE_PAGES_MAX
-from nodes.readahead import ReadAhead
+from dsm.constants import AHEAD_STREAMS, EXTENT_BYTES, PAGE_BYTES, STRIDE_PAGES_MAX, WINDOW_BYTES_MAX
+from nodes.readahead import ReadAhead, windows
 
 Runs = list[tuple[int, int]] | None
 
@@ -69,6 +69,20 @@ def test_only_who_was_right_before_is_sure() -> None:
     policy.fault(500)
     policy.fault(501)
     assert [*sure, policy.sure] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("page_size", [PAGE_BYTES, 12 << 10, 256 << 10, 512 << 10, 1 << 20, EXTENT_BYTES])
+def test_with_pages_of_any_size_windows_are_bounded_in_bytes(page_size: int) -> None:
+    policy = ReadAhead(*windows(page_size), 5000)
+    largest, sure, page = 0, [], 0
+    for _ in range(12):
+        asked = pages(policy.fault(page))
+        if asked:
+            largest = max(largest, len(asked))
+            sure.append(policy.sure)
+        page = asked[-1] + 1 if asked else page + 1
+    assert largest == max(1, WINDOW_BYTES_MAX // page_size)
+    assert sure == [False] + [True] * 10
 
 
 def test_backwards_takes_three_faults() -> None:

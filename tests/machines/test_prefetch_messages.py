@@ -1,4 +1,7 @@
-"""What it costs to take a range exclusive: one round of messages, however many extents it has, however it is held."""
+"""What it costs to take a range exclusive: one round of messages for all that is asked for together.
+
+An explicit prefetch has a few pieces open at a time, so a large one takes a round for each few of them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Iterator
 import pytest
 from simulated_cluster import REGION, Channel, Cluster, Node, Packet
 
-from dsm.constants import EXTENT_BYTES
+from dsm.constants import EXTENT_BYTES, PREFETCH_BYTES, PREFETCHES_MAX
 from dsm.geometry import split
 from dsm.wire import Data, Fetch, Message
 from nodes import effects
+from nodes.pieces import Pieces
 
 PER_EXTENT = 16
 PREFETCHER = 1
@@ -26,6 +30,7 @@ class Counted(Cluster):
         self._hops: dict[Channel, deque[int]] = {}
         self._fetches: dict[tuple[int, int, int], int] = {}  # hops, by requester, generation and first page
         self._now = 0
+        self._pieces: Pieces | None = None  # what production still has to ask for
         super().__init__(nodes, extents * PER_EXTENT, page_size=EXTENT_BYTES // PER_EXTENT, frame_pages=PER_EXTENT)
 
     def forget(self) -> None:
@@ -51,6 +56,9 @@ class Counted(Cluster):
     def effect(self, node: Node, effect: effects.Effect) -> None:
         if type(effect) is effects.Finished:
             self.finished.append(self._now)
+            if self._pieces is not None:
+                self._pieces.came()
+                self._ask_for_more(node, self._pieces)
 
     def settle(self) -> None:
         """Deliver whatever is on its way, and let every hold be over."""
@@ -75,6 +83,22 @@ class Counted(Cluster):
         self.check()
         self.check_quiet()
 
+    def prefetch_in_pieces(self, number: int, stop: int) -> None:
+        """To write, cut as an agent cuts it; none of it may be here exclusive already."""
+        self.forget()
+        self._pieces = Pieces(0, stop, PREFETCH_BYTES * PER_EXTENT // EXTENT_BYTES, PREFETCHES_MAX)
+        self._ask_for_more(self.nodes[number], self._pieces)
+        self.settle()
+        assert self._pieces.over
+        self._pieces = None
+        self.check()
+        self.check_quiet()
+
+    def _ask_for_more(self, node: Node, pieces: Pieces) -> None:
+        while (piece := pieces.take()) is not None:
+            node.applications[0].prefetches += 1
+            node.run(node.machine.prefetch(REGION, *piece, True, node.applications[0]))
+
 
 def held(node: Node, extents: int) -> Iterator[int]:
     return (node.state(page) for page in range(extents * PER_EXTENT))
@@ -83,7 +107,9 @@ def held(node: Node, extents: int) -> Iterator[int]:
 @pytest.mark.parametrize("extents", [1, 3, 8])
 @pytest.mark.parametrize("readers", [0, 1, 4])
 @pytest.mark.parametrize("reads_itself", [False, True])
-def test_a_range_is_taken_exclusive_in_one_round(extents: int, readers: int, reads_itself: bool) -> None:
+def test_what_is_asked_for_together_is_taken_exclusive_in_one_round(
+    extents: int, readers: int, reads_itself: bool
+) -> None:
     cluster = Counted(2 + readers, extents)
     pages = extents * PER_EXTENT
     cluster.prefetch(2, 0, pages, True)
@@ -126,3 +152,18 @@ def test_what_is_here_to_be_read_is_upgraded_beside_what_is_not() -> None:
     cluster.prefetch(PREFETCHER, 0, PER_EXTENT, True)
     assert cluster.kinds == Counter(Request=2, Grant=1, Invalidate=1, Ack=1, Fetch=1, Data=1, Done=2)
     assert cluster.finished == [3]
+
+
+@pytest.mark.parametrize("extents", [1, 3, 8])
+@pytest.mark.parametrize("reads_itself", [False, True])
+def test_an_agent_takes_a_round_for_each_few_pieces(extents: int, reads_itself: bool) -> None:
+    cluster = Counted(2, extents)
+    pages = extents * PER_EXTENT
+    cluster.prefetch(2, 0, pages, True)
+    if reads_itself:
+        cluster.prefetch(PREFETCHER, 0, pages, False)
+    cluster.prefetch_in_pieces(PREFETCHER, pages)
+    pieces = extents * EXTENT_BYTES // PREFETCH_BYTES
+    kinds = ("Request", "Grant", "Invalidate", "Ack", "Done") if reads_itself else ("Request", "Fetch", "Data", "Done")
+    assert cluster.kinds == Counter(dict.fromkeys(kinds, pieces))
+    assert max(cluster.finished) == 3 * -(-pieces // PREFETCHES_MAX)
