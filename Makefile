@@ -7,14 +7,22 @@ MESSAGES := 1000000
 ROUNDS := 100000
 PROGRAMS := 10000
 
+COMPILED := build/compiled/.ready
+SOURCES := $(shell find dsm directory nodes tests benchmarks examples -type f -not -name '*.pyc' 2>/dev/null)
+COMPILED_TESTS := tests/machines tests/system tests/test_pagetable.py tests/test_poller.py tests/test_session.py \
+    tests/test_stream.py tests/test_wire.py
+
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## denoise a photograph on two nodes; the pictures go to demo-output/
 	$(PY) -m dsm demo --output demo-output
 
 test: $(READY) ## all tests, on every core (ARGS="-k barrier" adds to the command)
 	$(PY) -m pytest -n auto $(ARGS)
+
+test-compiled: $(COMPILED) ## the tests of what is compiled for an installation, compiled (setup.py); ARGS as for test
+	cd $(dir $(COMPILED)) && $(abspath $(PY)) -m pytest -n auto $(or $(ARGS),$(COMPILED_TESTS))
 
 model: $(READY) ## explore every interleaving of the protocol (ARGS="--quick", "--only threads", "--json")
 	PYTHONPATH=tests:tests/machines $(PY) -m model $(ARGS)
@@ -30,8 +38,17 @@ fuzz: $(READY) ## mutated, random and lying messages for every decoder, machine 
 simulate: $(READY) ## SEEDS=1000 simulated clusters with faults, seeds of their own each time (ARGS="--seed 7": one again)
 	$(PY) -m tests.sim --seeds $(or $(SEEDS),1000) $(ARGS)
 
-bench: $(READY) ## latency of faults beside a bare ZeroMQ round trip
-	$(PY) -m benchmarks.fault_latency
+bench: $(COMPILED) ## measure everything beside floors and peers, write docs/benchmarks.md (ARGS="latency --quick": a part, only printed)
+	PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(dir $(COMPILED))) \
+	    $(PY) -m benchmarks $(or $(ARGS),--report docs --json docs/benchmarks/results.json)
+
+replay: $(READY) ## what reading ahead makes of a pattern of accesses, without a cluster (ARGS="FILE", "--pattern stencil", "--json")
+	$(PY) -m benchmarks.replay $(ARGS)
+
+peers: $(READY) ## install what `make bench` compares dsm with: redis, ray, MPI
+	$(PY) -m pip --require-virtualenv install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --no-build-isolation --editable '.[demo,dev,peers]'
+	@$(need_redis)
 
 litmus: $(READY) ## litmus tests on real clusters, and how often each outcome came (ROUNDS=100000 of each, ARGS="--json", "IRIW")
 	PYTHONPATH=.:tests/system $(PY) tests/litmus/campaign.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -42,6 +59,15 @@ histories: $(READY) ## every access of random programs on real clusters is check
 clean: ## remove everything that make made
 	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A copy of the tree in which the way of a fault is compiled, as an installation has it.
+$(COMPILED): $(READY) $(SOURCES) setup.py pyproject.toml
+	@echo "compiling the way of a fault"
+	@rm -rf $(dir $@) && mkdir -p $(dir $@)
+	@cp -r dsm directory nodes tests benchmarks docs $(wildcard examples) setup.py pyproject.toml README.md LICENSE $(dir $@)
+	@cd $(dir $@) && $(abspath $(PY)) setup.py --quiet build_ext --inplace >build.log 2>&1 \
+	    && $(abspath $(PY)) -c 'from dsm import doctor; assert doctor.is_compiled()' || { cat build.log; exit 1; }
+	@touch $@
 
 # Installed again whenever what is to be installed has changed. A .venv that is broken or half made is made anew.
 $(READY): pyproject.toml constraints.txt
@@ -80,6 +106,24 @@ if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 fi
 endef
 
-.PHONY: help demo test model lint fuzz simulate litmus histories bench clean
+# Installed without being started (what policy-rc.d is for): the benchmark starts a server of its own.
+define need_redis
+if ! command -v redis-server >/dev/null; then \
+    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "installing redis-server"; \
+        policy=/usr/sbin/policy-rc.d; \
+        if [ ! -e $$policy ]; then \
+            trap "rm $$policy" EXIT; \
+            printf '#!/bin/sh\nexit 101\n' >$$policy && chmod +x $$policy || exit 1; \
+        fi; \
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null || exit 1; \
+    else \
+        echo "redis-server is not here. Run: sudo apt-get install redis-server" >&2; \
+        exit 1; \
+    fi; \
+fi
+endef
+
+.PHONY: help demo test test-compiled model lint fuzz simulate peers replay litmus histories bench clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

@@ -3,12 +3,14 @@ PORT...``
 
 ``round trip``: 4 KiB from a DEALER to a ROUTER and back. ``three hops``: the way of a remote fault through bare
 sockets (DEALER, ROUTER, DEALER, then PUSH, PULL with 4 KiB), in three processes. ``three hops, TCP``: the same over
-bare TCP sockets, which dsm uses. All of them block until something comes.
+bare TCP sockets, which dsm uses. All of them block until something comes. A stream: frames of 64 KiB from another
+process into a memfd.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +21,9 @@ from typing import Any, Final
 import zmq
 
 PAGE: Final = 4096
+FRAME: Final = 64 << 10
+"""What streams best through pyzmq."""
+
 _REQUEST: Final = bytes(20)  # as long as a request for a page
 _OWNER: Final = b"owner"
 _REQUESTER: Final = b"r"
@@ -80,6 +85,17 @@ def _tcp_owner(switch: str, requester: str) -> None:
         _tell(0)
         while message := requests.recv(PAGE):
             answers.sendall(message + payload)
+
+
+def _sender(port: str) -> None:
+    """Send so many frames as each line says."""
+    payload = os.urandom(FRAME)
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.connect(f"{_HOST}:{port}")
+        _tell(0)
+        for line in sys.stdin:
+            for _ in range(int(line)):
+                push.send(payload)
 
 
 def _tcp(port: str | int, name: bytes) -> socket.socket:
@@ -148,8 +164,48 @@ class Floors:
         self._tcp_requests.close()
         self._tcp_answers.close()
         for child in self._children:
-            child.kill()
-            child.wait()
+            with child:
+                child.kill()
+        self._context.destroy(linger=0)
+
+
+class Stream:
+    """``size`` bytes, in frames of 64 KiB through pyzmq, from another process into a memfd of this one."""
+
+    def __init__(self, size: int) -> None:
+        self._frames = size // FRAME
+        self._context = zmq.Context()
+        self._pull = self._context.socket(zmq.PULL)
+        port = self._pull.bind_to_random_port(_HOST)
+        command = [sys.executable, "-m", "benchmarks.floors", "sender", str(port)]
+        self._sender = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._sender.stdin is not None and self._sender.stdout is not None
+        self._commands = self._sender.stdin
+        self._sender.stdout.readline()
+        self._ask(1)  # the connection is there before anything is measured
+        self._pull.recv()
+
+    def _ask(self, frames: int) -> None:
+        self._commands.write(f"{frames}\n")
+        self._commands.flush()
+
+    def seconds(self) -> float:
+        """Until all of it has come into new memory."""
+        memfd = os.memfd_create("benchmark", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(memfd, self._frames * FRAME)
+            self._ask(self._frames)
+            start = time.perf_counter()
+            for number in range(self._frames):
+                os.pwrite(memfd, self._pull.recv(copy=False).buffer, number * FRAME)
+            return time.perf_counter() - start
+        finally:
+            os.close(memfd)
+
+    def close(self) -> None:
+        """End the sender."""
+        with self._sender:
+            self._sender.kill()
         self._context.destroy(linger=0)
 
 
@@ -168,5 +224,6 @@ if __name__ == "__main__":
     role, *ports = sys.argv[1:]
     roles: dict[str, Any] = {
         "echo": _echo, "switch": _switch, "owner": _owner, "tcp_switch": _tcp_switch, "tcp_owner": _tcp_owner,
+        "sender": _sender,
     }  # fmt: skip
     roles[role](*ports)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 QUANTILES: Final = (0.5, 0.99, 0.999)
@@ -70,6 +71,8 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    draw: Callable[[Path], Path] | None = None
+    """Makes a picture of the section's own in a folder."""
 
     def __getitem__(self, name: str) -> Figure:
         return next(figure for figure in self.figures if figure.name == name)

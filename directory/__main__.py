@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from pathlib import Path
 
 import click
 
@@ -11,6 +13,7 @@ from directory.shard_service import DirectoryShard
 from dsm import daemon
 from dsm.constants import SHARDS_MAX
 from dsm.errors import DsmError
+from dsm.trace import HELP, Trace
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,9 +22,17 @@ from dsm.errors import DsmError
 )
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="Processes that share the pages.  [default: 1]")
 @click.option("--shard-of", metavar="ADDRESS", help="Be one more shard of the directory that listens there.")
+@click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
 @click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
-def main(listen: str, shards: int | None, shard_of: str | None, ready_fd: int | None, with_parent: bool) -> None:
+def main(
+    listen: str,
+    shards: int | None,
+    shard_of: str | None,
+    trace_path: Path | None,
+    ready_fd: int | None,
+    with_parent: bool,
+) -> None:
     """Keep the ownership of pages, the registry of regions, locks and the membership of one cluster.
 
     With --shards N, N - 1 more directories have to be started with --shard-of before any node can join. Each keeps
@@ -30,14 +41,23 @@ def main(listen: str, shards: int | None, shard_of: str | None, ready_fd: int | 
     if shards and shard_of:
         raise click.UsageError("--shards and --shard-of exclude each other: the first shard says how many there are")
     with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
-        directory = Directory(listen, shards or 1) if shard_of is None else DirectoryShard(listen, shard_of)
+        trace = Trace(trace_path, "directory") if trace_path else None
+        directory = (
+            Directory(listen, shards or 1, trace) if shard_of is None else DirectoryShard(listen, shard_of, trace)
+        )
         daemon.on_stop(directory.stop)
         ready(directory.address)
+    # As in a node: the loop makes no reference cycles on its way, and a full collection would be a pause for everybody.
+    gc.freeze()
+    gc.disable()
     try:
         directory.serve()
     except DsmError as error:
         print(f"dsm directory: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        if trace:
+            trace.write()
 
 
 main(prog_name="dsm directory")

@@ -8,11 +8,12 @@ from typing import Final
 
 from directory.cluster import Cluster
 from directory.members import TICK_S, Members, Outgoing
-from dsm import constants, errors, wire
+from dsm import constants, daemon, errors, wire
 from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.story import Story
 from dsm.stream import Link
+from dsm.trace import Trace, untraced
 
 log = logging.getLogger("dsm.directory")
 
@@ -25,8 +26,12 @@ _STRANGER_BYTES_MAX: Final = 2 << 20
 class Directory:
     """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any), the first of its ``shards``."""
 
-    def __init__(self, address: str, shards: int = 1) -> None:
-        self._poller = Poller()
+    def __init__(self, address: str, shards: int = 1, trace: Trace | None = None) -> None:
+        around = trace.around if trace else untraced
+        self._poller = Poller(around)
+        self._now = around("decoded", time.monotonic)
+        story = Story(time.time)
+        self._story = trace.follow(story) if trace else story
         self._listener = Listener(self._poller, address)
         self._links = self._listener.links
         self.address = self._listener.address
@@ -39,7 +44,7 @@ class Directory:
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
     def _machine(self, shards: int) -> Members:
-        return Cluster(self.address, time.monotonic(), Story(time.time), shards)
+        return Cluster(self.address, time.monotonic(), self._story, shards)
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -49,8 +54,7 @@ class Directory:
         """Serve until :meth:`stop`. Raises :class:`~dsm.errors.Violation`, with the story of the page in the log."""
         try:
             log.info("listening on %s", self.address)
-            while self._running:
-                self._turn()
+            daemon.serve(self._turn)
         except errors.Violation as violation:
             story = self._cluster.story_of(violation.region, violation.page)
             log.critical("%s\npage %d of region %d: %s", violation, violation.page, violation.region, story)
@@ -62,7 +66,7 @@ class Directory:
         self._listener.close()
         self._poller.close()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         cluster = self._cluster
         self._poller.wait(TICK_S)
         cluster.connections_rejected = self._listener.rejected
@@ -72,6 +76,7 @@ class Directory:
             self._look_after()
         if cluster.news:
             self._tell()
+        return self._running
 
     def _look_after(self) -> None:
         self._listener.look_after()
@@ -84,7 +89,7 @@ class Directory:
         except errors.DsmError as error:
             self._send(self._cluster.malformed(link.name, error))
         else:
-            self._send(self._cluster.step(link.name, message, time.monotonic()))
+            self._send(self._cluster.step(link.name, message, self._now()))
 
     def _send(self, outgoing: Outgoing) -> None:
         for identity, message in outgoing:

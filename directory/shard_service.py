@@ -10,8 +10,8 @@ from directory.members import Members
 from directory.service import Directory
 from directory.shard import FIRST, Shard
 from dsm import asking, errors, route, wire
-from dsm.story import Story
 from dsm.stream import Caller, Link
+from dsm.trace import Trace
 
 log = logging.getLogger("dsm.directory")
 
@@ -22,11 +22,11 @@ _GOES: Final = (wire.Fenced, wire.Failure)
 class DirectoryShard(Directory):
     """One more shard, listening on ``address``, of the directory whose first shard listens on ``first``."""
 
-    def __init__(self, address: str, first: str) -> None:
+    def __init__(self, address: str, first: str, trace: Trace | None = None) -> None:
         self._first_address = first
         self._early: list[bytes] = []  # what the first shard has said before this one began
         self._shard: Shard | None = None
-        super().__init__(address)
+        super().__init__(address, trace=trace)
         for data in self._early:
             self._take(data)
         self._early.clear()
@@ -42,7 +42,7 @@ class DirectoryShard(Directory):
         number = asking.answer(self._poller, caller, self._early, first, wire.Welcome).node
         shards = len(others.addresses.split()) + 1
         log.info("shard %d of %d of the directory at %s", number, shards, first)
-        self._shard = Shard(self.address, time.monotonic(), number, shards, Story(time.time))
+        self._shard = Shard(self.address, time.monotonic(), number, shards, self._story)
         return self._shard
 
     def _look_after(self) -> None:

@@ -16,8 +16,8 @@ EXTENT_BYTES: Final = 2 << 20
 """Pages map to directory shards by extent, and write-protect markers are installed by extent:
 one page-table page's worth, so arming an extent costs one 4 KiB page-table page."""
 
-FRAME_BYTES: Final = 64 << 10
-"""Page data travels in frames of this size: the fastest that was measured, and little enough to wait for."""
+FRAME_BYTES: Final = 128 << 10
+"""Page data travels in frames of this size: larger ones are hardly faster, and a demanded page waits for one."""
 
 REGION_BYTES_MAX: Final = 1 << 47
 """The user half of a 48-bit address space. A region must be smaller than that, and fit a gap of its processes'."""
@@ -68,9 +68,21 @@ STORY_TOLD_MAX: Final = 150
 # --- read-ahead --------------------------------------------------------------------------------
 
 WINDOW_PAGES_MIN: Final = 4
-WINDOW_BYTES_MAX: Final = 512 << 10
-PREFETCH_BYTES: Final = 512 << 10
-PREFETCHES_MAX: Final = 4
+WINDOW_BYTES_MAX: Final = 1 << 20
+AHEAD_STREAMS: Final = 4
+"""Places of one application that are followed at once: two threads with two arrays each."""
+
+AHEAD_RECENT: Final = 8
+"""Faults among which a new stream is looked for: three of a kind, of two streams in turn, and some noise."""
+
+STRIDE_PAGES_MAX: Final = 64
+
+AHEAD_PRICE_FAULTS: Final = 16
+AHEAD_CREDIT_PAGES: Final = 16
+"""What was asked for in vain is at most one page for so many faults, and so many pages besides: below 10 %."""
+
+PREFETCH_BYTES: Final = 1 << 20
+PREFETCHES_MAX: Final = 2
 """An explicit prefetch asks for so much at a time, and has so many requests open: enough to keep the owner's sender
 busy, and little enough that a page which a thread touches meanwhile is not behind thousands of messages, even where
 every page has another owner than its neighbour."""

@@ -41,6 +41,16 @@ def on_stop(stop: Callable[[], None]) -> None:
         signal.signal(number, lambda *_: stop())
 
 
+def serve(turn: Callable[[], bool]) -> None:
+    """Take turns until one says that it was the last.
+
+    Not in a service's own module, which may be compiled: Python runs signal handlers between instructions of its own
+    only, and so in this loop once a turn.
+    """
+    while turn():
+        pass
+
+
 def _tell(ready_fd: int | None, line: str) -> None:
     if ready_fd is None:
         return

@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from dsm import local, memory, uffd
+from dsm import local, memory, poller, uffd
 from dsm.constants import CONNECT_TIMEOUT_S, PAGE_BYTES
 from dsm.errors import DsmError, RegionTooLarge, UserfaultfdUnavailable
 
@@ -41,6 +41,11 @@ REGION_BYTES: Final = 1 << 40
 """A region of 1 TiB must attach at once: it costs address space, not memory."""
 COMMIT_BYTES_MIN: Final = 1 << 30
 """Where the kernel counts every page against a commit limit, this much should be left of it."""
+
+FAULT_PATH: Final = (
+    "interpreted (an editable installation, or one without a C compiler): correct, and slower than compiled",
+    "compiled",
+)
 
 _DEVICE_OPTION: Final = f"docker run --device {uffd.DEVICE} ..."
 _GROUP: Final = f"sudo chgrp $(id -g) {uffd.DEVICE} && sudo chmod g+rw {uffd.DEVICE}"
@@ -89,8 +94,14 @@ def _program_checks() -> Iterator[Check]:
     yield python(sys.version_info[:3])
     for name, (module, minimum) in PACKAGES.items():
         yield package(name, _version(module), minimum)
+    yield Check("fault path", True, FAULT_PATH[is_compiled()])
     named = os.environ.get("DSM_NODE")
     yield named_node(Path(named)) if named else runtime_directory()
+
+
+def is_compiled() -> bool:
+    """Is the way of a fault compiled (setup.py)? Both services share its modules of dsm."""
+    return not str(poller.__file__).endswith(".py")
 
 
 # -- the kernel --------------------------------------------------------------------------------------------

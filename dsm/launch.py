@@ -65,14 +65,16 @@ def start_directory(
     shards: int = 1,
     shard_of: str | None = None,
     with_parent: bool = True,
+    trace: Path | None = None,
     stderr: Output = None,
 ) -> Service:
     """Start a directory, the first of ``shards``, or one more of the one at ``shard_of``, and wait until it answers.
 
+    ``trace``: the file for its record of what it did when (:mod:`dsm.trace`).
     ``with_parent``: it ends when the *thread* that called this ends (the kernel's rule for PR_SET_PDEATHSIG).
     Raises the error the directory names, or :class:`~dsm.errors.DirectoryUnreachable` if it dies or stays silent.
     """
-    arguments = ["--listen", listen]
+    arguments = ["--listen", listen, *_traced(trace)]
     if shards > 1:
         arguments += ["--shards", str(shards)]
     if shard_of is not None:
@@ -90,14 +92,16 @@ def start_node(
     name: str | None = None,
     with_parent: bool = True,
     exit_when_idle: bool = False,
+    trace: Path | None = None,
     stderr: Output = None,
 ) -> Service:
     """Start a node agent that serves applications on ``socket`` and wait until it has joined ``directory``.
 
-    ``with_parent`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last application has gone.
+    ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last
+    application has gone.
     Raises the error the node names, or :class:`~dsm.errors.NodeUnreachable` if it dies or stays silent.
     """
-    arguments = ["--directory", directory, "--listen", listen, "--socket", str(socket)]
+    arguments = ["--directory", directory, "--listen", listen, "--socket", str(socket), *_traced(trace)]
     if name is not None:
         arguments += ["--name", name]
     if with_parent:
@@ -105,6 +109,10 @@ def start_node(
     if exit_when_idle:
         arguments.append("--exit-when-idle")
     return _start("nodes", arguments, stderr)
+
+
+def _traced(trace: Path | None) -> list[str]:
+    return [] if trace is None else ["--trace", str(trace)]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -87,7 +87,7 @@ class Listener:
 
     def _accept(self, _: int) -> None:
         try:
-            sock, _ = self._socket.accept()
+            sock, _address = self._socket.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:

@@ -26,6 +26,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PIDFD_GETFD: Final = 438  # the same on x86-64 and aarch64
 _TFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK have these values
 _CLOCK_MONOTONIC: Final = 1
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _fallocate: Final = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
@@ -55,6 +57,14 @@ _ADVICE: Final = (
 def _fail(what: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for what is allocated next. By default it gives buffers as large as a frame
+    back to the kernel again and again, and each page of the next one is a fault (mallopt(3))."""
+    if hasattr(_libc, "mallopt"):  # glibc
+        _libc.mallopt(_M_MMAP_THRESHOLD, 2 * EXTENT_BYTES)
+        _libc.mallopt(_M_TRIM_THRESHOLD, 8 * EXTENT_BYTES)
 
 
 def create_memfd(name: str, length: int) -> int:
@@ -198,13 +208,23 @@ def fills_single_pages() -> bool:
         os.close(memfd)
 
 
-class Staging:
-    """Page-aligned private memory that data is received into and copied from."""
+class Source:
+    """What pages are filled with: the bytes of ``buffer``, which lie at ``address``."""
+
+    __slots__ = ("address", "buffer")
+
+    def __init__(self, buffer: memoryview) -> None:
+        self.buffer = buffer
+        self.address = address_of(buffer)
+
+
+class Staging(Source):
+    """Page-aligned private memory, for such bytes to be put there."""
+
+    __slots__ = ()
 
     def __init__(self, length: int = FRAME_BYTES) -> None:
-        self._memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.buffer: Final = memoryview(self._memory)
-        self.address: Final = address_of(self._memory)
+        super().__init__(memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
         self.buffer[:] = bytes(length)  # populate: a COPY from a page that is not there yet takes the slow way
 
 

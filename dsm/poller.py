@@ -13,6 +13,8 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
+from dsm.trace import Around, untraced
+
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
 BROKEN: Final = select.EPOLLERR
@@ -34,9 +36,10 @@ Handler = Callable[[int], None]
 
 class Poller:
     """Calls a handler whenever a descriptor is ready, and ``idle`` when none has been for a short moment, before it
-    sleeps. A context manager."""
+    sleeps. A context manager. ``around``: what is put around each handler, and each call of a connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, around: Around = untraced) -> None:
+        self.around = around
         self.idle: Callable[[], None] = lambda: None
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
@@ -58,7 +61,7 @@ class Poller:
 
     def watch(self, fd: int, handler: Handler, events: int = READABLE) -> None:
         """Call ``handler`` whenever ``fd`` is readable (or what ``events`` say), or broken."""
-        self._on[fd] = handler
+        self._on[fd] = self.around("handle", handler)
         self._fresh.add(fd)
         self._epoll.register(fd, events)
 

@@ -39,7 +39,7 @@ class Session:
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.received = 0
-        self.kept: deque[bytes] = deque()
+        self.kept: deque[bytes | tuple[bytes, bytes]] = deque()
         self.kept_bytes = 0
         self.acknowledged = 0
         self._owed_bytes = 0
@@ -51,6 +51,14 @@ class Session:
         self.kept.append(frame)
         self.kept_bytes += len(frame)
         return frame
+
+    def parts(self, data: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        """The same in two parts, where there is too much page data to be copied once more."""
+        self._owed_bytes = 0
+        parts = HEAD.pack(len(data), len(payload), self.received) + data, payload
+        self.kept.append(parts)
+        self.kept_bytes += _length(parts)
+        return parts
 
     def arrived(self, length: int) -> bool:
         """A message has come, whose frame has ``length`` bytes. Is it time to acknowledge?"""
@@ -72,7 +80,7 @@ class Session:
             raise ProtocolError(f"{received} messages were received of {self.acknowledged + len(self.kept)}")
         self.acknowledged = received
         for _ in range(news):
-            self.kept_bytes -= len(self.kept.popleft())
+            self.kept_bytes -= _length(self.kept.popleft())
 
     @property
     def fresh(self) -> bool:
@@ -86,14 +94,24 @@ class Session:
         return HELLO.pack(_MAGIC, self.name, self.received, known)
 
     def resume(self, received: int) -> list[bytes]:
-        """There is a connection again, and the other end has received so many messages: the frames to send, in order.
+        """There is a connection again, and the other end has received so many messages: what to send, in order.
 
         Raises :class:`ProtocolError` if the other end has forgotten what it had acknowledged.
         """
         if received < self.acknowledged:
             raise ProtocolError(f"{received} messages were received, where it had been {self.acknowledged}")
         self.acknowledge(received)
-        return list(self.kept)
+        frames: list[bytes] = []
+        for frame in self.kept:
+            if isinstance(frame, bytes):
+                frames.append(frame)
+            else:
+                frames += frame
+        return frames
+
+
+def _length(frame: bytes | tuple[bytes, bytes]) -> int:
+    return len(frame) if isinstance(frame, bytes) else len(frame[0]) + len(frame[1])
 
 
 def read_hello(data: bytes) -> tuple[bytes, int, bool]:

@@ -23,8 +23,14 @@ from dsm.errors import InvalidArgument, ProtocolError, Violation
 from dsm.poller import READABLE, WRITABLE, Poller
 from dsm.session import HEAD, HELLO, Session, read_hello
 
-_BUFFER_BYTES: Final = 64 << 10
-"""What is read from a connection at once, at most, and so what others wait for in a turn."""
+_BUFFER_BYTES: Final = 16 << 10
+"""What is read from a connection at once, at most, unless it fills that again and again."""
+_LARGE_BYTES: Final = 256 << 10
+"""What is then read at once: the fewer reads, the better for bulk."""
+_TURN_BYTES: Final = 128 << 10
+"""What is delivered of one connection in a turn: what others wait for."""
+_JOINED_BYTES_MAX: Final = 16 << 10
+"""Page data that is cheaper to copy than to hand over beside its message."""
 _BULK_BYTES: Final = 2 * FRAME_BYTES
 """What the kernel keeps of bulk that is to be sent: little, since nothing can overtake it there, but enough to keep the
 connection busy."""
@@ -54,6 +60,7 @@ class Link:
         "_end",
         "_more",
         "_poller",
+        "_receive",
         "_send",
         "_session",
         "_socket",
@@ -100,7 +107,8 @@ class Link:
         frames = self._session.resume(received)
         self._forget_connection()
         self._socket = sock
-        self._send = sock.send
+        self._send = self._poller.around("send", sock.send)
+        self._receive = self._poller.around("receive", sock.recv_into)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._poller.watch(sock.fileno(), self._ready)
         for frame in [hello, *frames] if hello else frames:
@@ -134,7 +142,10 @@ class Link:
     def send(self, data: bytes, payload: bytes = b"") -> None:
         """Send one message, and the page data that belongs to it. It arrives once, also if connections break."""
         if self.error is None:
-            self._transmit(self._session.frame(data, payload))
+            if len(payload) > _JOINED_BYTES_MAX:
+                self._transmit_parts(*self._session.parts(data, payload))
+            else:
+                self._transmit(self._session.frame(data, payload))
 
     def send_all(self, messages: list[bytes]) -> None:
         """Send several messages at once."""
@@ -155,6 +166,23 @@ class Link:
             if sent < len(frame):
                 self._unsent.append(memoryview(frame)[sent:])
                 self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
+
+    def _transmit_parts(self, head: bytes, payload: bytes) -> None:
+        if self._unsent or self._socket is None:
+            self._transmit(head)
+            self._transmit(payload)
+            return
+        try:
+            sent = self._socket.sendmsg((head, payload))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break()
+            return
+        beyond = sent - len(head)
+        if beyond < len(payload):
+            self._unsent += [memoryview(head)[sent:], payload] if beyond < 0 else [memoryview(payload)[beyond:]]
+            self._poller.change(self._socket.fileno(), READABLE | WRITABLE)
 
     def _flush(self) -> None:
         unsent = self._unsent
@@ -182,7 +210,7 @@ class Link:
             return  # what has come already goes first: there may be no room for more
         end = self._end
         try:
-            length = self._socket.recv_into(self._buffer[end:] if end else self._buffer)
+            length = self._receive(self._buffer[end:] if end else self._buffer)
         except BlockingIOError:
             return
         except OSError:
@@ -207,8 +235,11 @@ class Link:
     def _deliver_some(self) -> bool:
         """Deliver what has come, but not too much at once. True if more is here."""
         session = self._session
+        enough = self._start + _TURN_BYTES
         for _ in range(_TURN_MESSAGES):
             buffer, start = self._buffer, self._start
+            if start > enough:
+                return True
             whole = self._end - start
             if whole < HEAD.size:
                 break
@@ -229,8 +260,8 @@ class Link:
                 raise ProtocolError("page data without a message")
             if self._start == self._end:
                 self._start = self._end = 0
-                if len(self._buffer) > 2 * _BUFFER_BYTES:  # a large message is over
-                    self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+                if len(buffer) > _LARGE_BYTES:  # a large message is over
+                    self._buffer = memoryview(bytearray(_LARGE_BYTES))
                 return False
         else:
             return True
@@ -238,7 +269,7 @@ class Link:
         return False
 
     def _make_room(self) -> None:
-        """What is left is the beginning of a frame: move it to the front, of a buffer with room for more."""
+        """What is left is the beginning of a frame: see to it that the rest fits behind it."""
         start, end = self._start, self._end
         if start == end:  # the connection has gone meanwhile
             return
@@ -248,9 +279,13 @@ class Link:
             if length > CONTROL_BYTES_MAX or payload_length > EXTENT_BYTES:
                 raise ProtocolError("a frame that is longer than any message")
             whole += length + payload_length
-        buffer = self._buffer
-        if whole > len(buffer) and end - start > len(buffer) // 2:  # memory for what comes, not for what is announced
-            buffer = memoryview(bytearray(min(whole, 2 * len(buffer))))
+        room = len(self._buffer)
+        if end == room and (room < _LARGE_BYTES or whole > room):  # memory for what comes, not for what is announced
+            buffer = memoryview(bytearray(2 * room))
+        elif start and start + whole > room:
+            buffer = self._buffer
+        else:
+            return
         buffer[: end - start] = self._buffer[start:end]
         self._buffer = buffer
         self._start, self._end = 0, end - start

@@ -9,13 +9,10 @@ The messages between services are also the events of the pure machines: one voca
 
 from __future__ import annotations
 
-from operator import le
 from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
 
-import msgpack
-
 from dsm import constants
-from dsm.errors import ProtocolError, VersionMismatch
+from dsm.codec import Codec, Layout
 
 
 class Bounds(NamedTuple):
@@ -48,6 +45,7 @@ FAULT: Final = 0
 GUESS: Final = 1
 """Read-ahead. A write is then granted only where no page was ever touched: nobody is to lose a page for a guess."""
 PREFETCH: Final = 2
+"""What will be used for sure: an explicit prefetch, or what lies ahead of a thread that stores to page after page."""
 
 # How a region is opened.
 OPEN_OR_CREATE: Final = 0
@@ -447,39 +445,11 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
 Message = tuple[Any, ...]
 """Any of MESSAGES."""
 
-_KIND: Final = {cls: kind for kind, cls in enumerate(MESSAGES)}
-_HEAD: Final = {cls: (constants.PROTOCOL_VERSION, kind) for cls, kind in _KIND.items()}
 
-
-class _Layout:
-    """How a message must look: by field the type, and the lowest and highest value, or length where ``sized``."""
-
-    __slots__ = ("cls", "highs", "lows", "sized", "types")
-
-    def __init__(self, cls: type[Any]) -> None:
-        fields = [_field(hint) for hint in get_type_hints(cls, include_extras=True).values()]
-        self.cls = cls
-        self.types = tuple(kind for kind, _ in fields)
-        self.lows = tuple(bounds.low for _, bounds in fields)
-        self.highs = tuple(bounds.high for _, bounds in fields)
-        self.sized = any(kind not in (int, bool) for kind in self.types)
-
-    def fits(self, fields: list[Any]) -> bool:
-        # Every message of a fault comes by here: the loops are C's.
-        if tuple(map(type, fields)) != self.types:
-            return False
-        if self.sized:
-            if not all(_is_plain(value, _OPTIONS_DEPTH_MAX) for value in fields):
-                return False
-            fields = [value if type(value) in (int, bool) else len(value) for value in fields]
-        return all(map(le, self.lows, fields)) and all(map(le, fields, self.highs))
-
-    def misfit(self, fields: list[Any]) -> str:
-        """Why the fields do not fit."""
-        name = self.cls.__name__
-        if len(fields) != len(self.types):
-            return f"{name} has {len(self.types)} fields, {len(fields)} came"
-        return f"{name} with a field out of its range"
+def _layout(cls: type[Any]) -> Layout:
+    fields = [_field(hint) for hint in get_type_hints(cls, include_extras=True).values()]
+    kinds = [kind for kind, _ in fields]
+    return Layout(cls, kinds, [bounds.low for _, bounds in fields], [bounds.high for _, bounds in fields])
 
 
 def _field(annotation: Any) -> tuple[type, Bounds]:
@@ -489,65 +459,11 @@ def _field(annotation: Any) -> tuple[type, Bounds]:
     return getattr(kind, "__origin__", kind), bounds
 
 
-_LAYOUTS: Final = [_Layout(cls) for cls in MESSAGES]
-
-_OPTIONS_DEPTH_MAX: Final = 8
-_PLAIN: Final = frozenset((int, float, str, bytes, bool, type(None)))
-
-
-def _is_plain(value: object, depth: int) -> bool:
-    """May any code compare, print and keep this value: no extension types, maps by name only, not too deep?"""
-    if type(value) in _PLAIN:
-        return True
-    if isinstance(value, list):
-        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
-    if isinstance(value, dict):
-        return depth > 0 and all(type(key) is str and _is_plain(item, depth - 1) for key, item in value.items())
-    return False
-
-
-_new: Final = tuple.__new__  # what a NamedTuple calls, but not by way of a function of Python
-_packb = msgpack.Packer(autoreset=True).pack
-_unpackb = msgpack.unpackb
+_codec: Final = Codec(constants.PROTOCOL_VERSION, [_layout(cls) for cls in MESSAGES])
+encode: Final = _codec.encode
+decode: Final = _codec.decode
 
 
 def failure(ticket: int, error: Exception) -> Failure:
     """The answer that tells an error, its text cut to what a message may carry."""
     return Failure(ticket, type(error).__name__, str(error)[:_TEXT_CHARS_MAX])
-
-
-def encode(message: Message) -> bytes:
-    """The bytes of a message of :data:`MESSAGES`."""
-    packed: bytes = _packb(_HEAD[type(message)] + message)
-    return packed
-
-
-_MALFORMED: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
-"""What msgpack raises for malformed input. Not Exception: a signal handler of the application may raise in between."""
-
-
-def decode(data: bytes | memoryview) -> Message:
-    """The message in ``data``.
-
-    Raises :class:`VersionMismatch` if the sender speaks another version, :class:`ProtocolError` for anything that is
-    not a message.
-    """
-    try:
-        parts = _unpackb(data, use_list=True)
-    except _MALFORMED as error:
-        raise ProtocolError(f"not a MessagePack message: {type(error).__name__}") from error
-    if type(parts) is not list or len(parts) < 2 or type(parts[0]) is not int:
-        raise ProtocolError("not a message: an array [version, kind, field, ...] was expected")
-    version, kind = parts[0], parts[1]
-    if version != constants.PROTOCOL_VERSION:
-        raise VersionMismatch(
-            f"the other side speaks protocol version {version}, this side {constants.PROTOCOL_VERSION}: "
-            "install the same release of dsm on every host"
-        )
-    if type(kind) is not int or not 0 <= kind < len(_LAYOUTS):
-        raise ProtocolError("unknown kind of message")
-    layout = _LAYOUTS[kind]
-    fields = parts[2:]
-    if not layout.fits(fields):
-        raise ProtocolError(layout.misfit(fields))
-    return _new(layout.cls, fields)

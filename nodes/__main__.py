@@ -12,6 +12,7 @@ import click
 
 from dsm import daemon, local, memory, uffd
 from dsm.errors import DsmError, UserfaultfdUnavailable
+from dsm.trace import HELP, Trace
 from nodes.agent import Agent
 
 _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 for the one that reaches the directory."
@@ -23,6 +24,7 @@ _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 fo
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")
 @click.option("--name", help="Name of this node, unique in the cluster.  [default: the host's name]")
 @click.option("--group", help="Let the members of this Unix group use the node, too.")
+@click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option(
     "--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once the node has joined."
 )
@@ -36,6 +38,7 @@ def main(
     path: Path | None,
     name: str | None,
     group: str | None,
+    trace_path: Path | None,
     ready_fd: int | None,
     with_parent: bool,
     exit_when_idle: bool,
@@ -43,12 +46,16 @@ def main(
     """Serve shared memory to the applications of this host."""
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         _check_host()
+        memory.keep_freed_memory()
+        name = name or socket.gethostname()
+        trace = Trace(trace_path, f"node {name}") if trace_path else None
         agent = Agent(
             directory,
             listen,
             path or local.runtime_directory() / "node.sock",
-            name or socket.gethostname(),
+            name,
             group,
+            trace,
             end_applications=with_parent,
             exit_when_idle=exit_when_idle,
         )
@@ -62,6 +69,9 @@ def main(
     except DsmError as error:
         print(f"dsm node: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        if trace:
+            trace.write()
 
 
 def _check_host() -> None:

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from dsm import constants, errors, local, memory, wire
+from dsm import constants, daemon, errors, local, memory, wire
 from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
 from dsm.stream import Link
+from dsm.trace import Trace, untraced
 from nodes.applications import Applications
 from nodes.links import Links
 from nodes.memory import Mapping
 from nodes.pager import Pager
+from nodes.tracing import TracedOutlets, TracedUserfaultfd
 
 log = logging.getLogger("dsm.node")
 
@@ -36,7 +38,8 @@ class Agent:
     """The agent of one host, joined to ``directory`` and listening for peers on ``listen`` (``tcp://IP:PORT``) and for
     applications on the Unix socket ``path``.
 
-    ``end_applications``: kill those still attached when it stops. ``exit_when_idle``: stop when the last one has left.
+    ``trace``: where to record what is done when. ``end_applications``: kill those still attached when it stops.
+    ``exit_when_idle``: stop when the last one has left.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Agent:
         path: Path,
         name: str,
         group: str | None,
+        trace: Trace | None = None,
         *,
         end_applications: bool,
         exit_when_idle: bool,
@@ -53,7 +57,8 @@ class Agent:
         self.name = name
         self.started_s = time.monotonic()
         self.path = path
-        self._poller = Poller()
+        self._trace = trace
+        self._poller = Poller(trace.around if trace else untraced)
         listener = local.listen(path, group)
         try:
             self.links = Links(self._poller, directory, listen, name)
@@ -63,14 +68,15 @@ class Agent:
             path.unlink(missing_ok=True)
             raise
         numbers = _unguessable()
+        story = Story(time.time)
         self.pager = Pager(
             self.links.node,
-            self.links,
+            TracedOutlets(self.links, trace.around) if trace else self.links,
             time.perf_counter_ns,
             finished=lambda mapping: self.applications.prefetched(mapping),
             blame=self.blame,
             tell=_tell,
-            story=Story(time.time),
+            story=trace.follow(story) if trace else story,
             number=lambda _: next(numbers),
             shards=self.links.shards,
         )
@@ -80,7 +86,6 @@ class Agent:
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
-        self._staging = memory.Staging(constants.EXTENT_BYTES)  # a page is not larger
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
@@ -123,8 +128,7 @@ class Agent:
         with _wakeup() as woken:
             self.watch(woken, lambda _: _drain(woken))
             try:
-                while self._running:
-                    self._turn()
+                daemon.serve(self._turn)
             except Exception as error:
                 self._end_applications = True  # what they would read from now on is worth nothing
                 if isinstance(error, errors.Violation):
@@ -144,8 +148,8 @@ class Agent:
             story = text(self.pager.machine.story_of(violation.region, violation.page))
             log.critical("%s\npage %d of region %r: %s", violation, violation.page, region.name, story)
 
-    def _turn(self) -> None:
-        """Wait, handle what is ready, and do the next piece of what can wait."""
+    def _turn(self) -> bool:
+        """Wait, handle what is ready, and do the next piece of what can wait. Is there to be another turn?"""
         now = time.monotonic()
         if now >= self._next_heartbeat_s:
             self._next_heartbeat_s = now + constants.HEARTBEAT_S
@@ -164,6 +168,7 @@ class Agent:
             pager.send_frame()
         if self._exit_when_idle and self.applications.idle:
             self.stop()
+        return self._running
 
     def _heartbeat(self, now: float) -> None:
         self.links.send_to_shards(wire.Heartbeat(self.applications.processes()))
@@ -175,8 +180,6 @@ class Agent:
     # -- messages ----------------------------------------------------------------------------------------
 
     def _from_peer(self, link: Link, data: memoryview, payload: memoryview) -> None:
-        staging, length = self._staging, len(payload)  # a frame is not longer
-        staging.buffer[:length] = payload
         try:
             message = wire.decode(data)
         except errors.DsmError:
@@ -184,10 +187,10 @@ class Agent:
             return
         kind = type(message)
         if kind is wire.Data:
-            if not self.pager.data(message, staging, length):  # type: ignore[arg-type]
+            if not self.pager.data(message, payload):  # type: ignore[arg-type]
                 self.rejected += 1
                 return
-        elif kind is wire.Ack and not length:
+        elif kind is wire.Ack and not payload:
             self.pager.step(message)
         else:
             self.rejected += 1
@@ -237,6 +240,8 @@ class Agent:
         """Serve the faults of a new mapping. False if its process has gone already."""
         if not mapping.region.take_in(mapping):
             return False
+        if self._trace:
+            mapping.uffd = TracedUserfaultfd(mapping.uffd, self._trace.around)
         self.watch(mapping.uffd.fileno(), lambda events: self._faults(mapping, events))
         return True
 

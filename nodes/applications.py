@@ -14,14 +14,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dsm import asking, errors, local, wire
 from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_BYTES, PREFETCHES_MAX
-from dsm.geometry import pages_in, split
+from dsm.geometry import pages_in
 from dsm.uffd import Userfaultfd, open_device
 from nodes.memory import Mapping, RegionMemory
+from nodes.pieces import Pieces
 
 if TYPE_CHECKING:
     from nodes.agent import Agent
@@ -60,15 +61,14 @@ class _Connection:
 
 
 class _Prefetch:
-    """What is left of an explicit prefetch, and how many of its pieces are on their way."""
+    """An explicit prefetch that is under way."""
 
-    __slots__ = ("asking", "connection", "in_flight", "parts", "write")
+    __slots__ = ("asking", "connection", "pieces", "write")
 
-    def __init__(self, connection: _Connection, parts: Iterator[tuple[int, int]], write: bool) -> None:
+    def __init__(self, connection: _Connection, pieces: Pieces, write: bool) -> None:
         self.connection = connection
-        self.parts = parts
+        self.pieces = pieces
         self.write = write
-        self.in_flight = 0
         self.asking = False  # what is here already is over while it is asked for
 
 
@@ -368,13 +368,14 @@ class Applications:
             raise errors.ProtocolError("Prefetch needs a range of the region attached on this connection")
         size = mapping.region.page_size
         stop = pages_in(m.stop, size) if m.start < m.stop else 0
-        mapping.prefetch = _Prefetch(connection, split(m.start // size, stop, max(1, PREFETCH_BYTES // size)), m.write)
+        pieces = Pieces(m.start // size, stop, max(1, PREFETCH_BYTES // size), PREFETCHES_MAX)
+        mapping.prefetch = _Prefetch(connection, pieces, m.write)
         self._prefetch_more(mapping)
 
     def prefetched(self, mapping: Mapping) -> None:
         """A piece of an explicit prefetch has come."""
         if mapping.prefetch is not None:
-            mapping.prefetch.in_flight -= 1
+            mapping.prefetch.pieces.came()
             if not mapping.prefetch.asking:
                 self._prefetch_more(mapping)
 
@@ -382,12 +383,10 @@ class Applications:
         job: _Prefetch = mapping.prefetch
         pager = self._agent.pager
         job.asking = True
-        while job.in_flight < PREFETCHES_MAX and (part := next(job.parts, None)):
-            job.in_flight += 1
-            start, stop = part
-            pager.run(pager.machine.prefetch(mapping.region.number, start, stop, job.write, mapping))
+        while (piece := job.pieces.take()) is not None:
+            pager.run(pager.machine.prefetch(mapping.region.number, *piece, job.write, mapping))
         job.asking = False
-        if not job.in_flight:
+        if job.pieces.over:
             mapping.prefetch = None
             self._reply(job.connection, wire.Ready())
 

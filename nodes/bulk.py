@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dsm.geometry import split
 from dsm.wire import Fetch, Hurry
 
 
@@ -35,8 +34,9 @@ class Bulk:
 
     def add(self, fetch: Fetch, frame_pages: int) -> None:
         """Send these pages, ``frame_pages`` at a time."""
-        cut = split(fetch.start, fetch.start + fetch.count, frame_pages)
-        self._transfers.append((fetch, {start: Frame(fetch, start, stop - start) for start, stop in cut}))
+        stop = fetch.start + fetch.count
+        cut = range(fetch.start, stop, frame_pages)
+        self._transfers.append((fetch, {start: Frame(fetch, start, min(frame_pages, stop - start)) for start in cut}))
 
     def next(self, ready: Callable[[int], bool]) -> Frame | None:
         """The first frame for a requester that is ``ready`` to take one. None if nobody is."""

@@ -195,25 +195,34 @@ class NodeMachine:
         return [*effects, self._ask(region, page, page + 1, WRITE if write else READ, FAULT, waiter)]
 
     def _hurry(self, region: _Region, page: int) -> list[Effect]:
-        """A thread begins to wait for a page that is on its way among others: it must not wait for those."""
+        """A thread begins to wait for a page that is on its way among others: it must not wait for those, unless it is
+        next anyway."""
         ask = self._open_ask(region, page)
-        if ask.need != FAULT:
-            return [Send(DIRECTORY, Hurry(region.number, ask.generation, page, self.me))]
-        return []
+        if ask.need == FAULT or any(part.next <= page < part.soon for part in ask.parts.values()):
+            return []
+        return [Send(DIRECTORY, Hurry(region.number, ask.generation, page, self.me))]
 
     def _open_ask(self, region: _Region, page: int) -> Ask:
         """The open request for a page that is asked for: of those with the page in them the last."""
         return next(ask for ask in reversed(region.asks.values()) if ask.start <= page < ask.stop)
 
-    def read_ahead(self, number: int, start: int, stop: int, write: bool, target: Waiter) -> list[Effect]:
-        """Ask for pages that nobody waits for yet; those here or asked for already are left out."""
+    def read_ahead(
+        self, number: int, start: int, stop: int, write: bool, target: Waiter, sure: bool = False
+    ) -> list[Effect]:
+        """Ask for pages that nobody waits for yet; those here or asked for already are left out.
+
+        ``sure``: the guess has been right again and again, so others may lose pages to a writer. Until then a copy that
+        is here already stays as it is: to write ahead would be to take the others away from whoever reads them.
+        """
         region = self._regions[number]
         self._cause = "read-ahead"
+        op = WRITE if write else READ
+        lacking = (ABSENT, SHARED) if write and sure else (ABSENT,)
         return [
-            self._ask(region, a, b, WRITE if write else READ, GUESS, target)
+            self._ask(region, a, b, op, PREFETCH if write and sure else GUESS, target)
             for first, last in split(start, min(stop, region.pages), region.per_extent)
             for a, b, state in region.table.runs(first, last)
-            if state == ABSENT
+            if state in lacking
         ]
 
     def prefetch(self, number: int, start: int, stop: int, write: bool, waiter: Waiter) -> list[Effect]:
@@ -328,6 +337,8 @@ class NodeMachine:
             self.late += 1
             return []
         part.owed -= m.count
+        if m.start == (part.next if part.next >= 0 else m.first):
+            part.next, part.soon = stop, stop + m.count
         write = ask.op == WRITE and part.alone
         effects = [Install(m.region, m.start, m.count, payload, write, ask.target)]
         # Who only waits for these pages goes on, whatever the others wait for; but all of them are closed by one Done.

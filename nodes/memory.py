@@ -34,8 +34,8 @@ class Mapping:
         self.address = address
         self.pid = pid
         window_max = max(WINDOW_PAGES_MIN, WINDOW_BYTES_MAX // region.page_size)
-        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max)
-        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max)
+        self.reads = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
+        self.writes = ReadAhead(WINDOW_PAGES_MIN, window_max, region.pages)
         self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
         self.prefetch: Any = None
 
@@ -119,7 +119,7 @@ class RegionMemory:
     # -- pages come --------------------------------------------------------------------------------------
 
     def install(
-        self, start: int, count: int, source: memory.Staging | None, write: bool, target: Mapping | None
+        self, start: int, count: int, source: memory.Source | None, write: bool, target: Mapping | None
     ) -> bool:
         """Make pages present with the bytes of ``source`` (None: zeros), mapped into ``target`` if it is there.
 
@@ -140,7 +140,7 @@ class RegionMemory:
             left -= length
         return woken
 
-    def _copy(self, target: Mapping, offset: int, frame: memory.Staging, length: int, write: bool) -> bool:
+    def _copy(self, target: Mapping, offset: int, frame: memory.Source, length: int, write: bool) -> bool:
         try:
             return target.uffd.copy(target.address + offset, frame.address, length, not write) is Outcome.DONE
         except OSError as error:
@@ -148,7 +148,7 @@ class RegionMemory:
                 self._blame(target, error)
             return False
 
-    def _write_absent(self, offset: int, frame: memory.Staging, length: int) -> None:
+    def _write_absent(self, offset: int, frame: memory.Source, length: int) -> None:
         """Write the pages that a COPY has left out. What it has brought may have been stored to in the meantime."""
         for at in range(0, length, PAGE_BYTES):
             if not memory.is_present(self.memfd, offset + at):

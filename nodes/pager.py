@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from dsm import constants, wire
 from dsm.geometry import pages_per_frame, shard_of
-from dsm.memory import Staging
+from dsm.memory import Source
 from dsm.story import Story
 from dsm.uffd import FLAG_WP, FLAG_WRITE
 from nodes import effects
@@ -116,12 +116,12 @@ class Pager:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def data(self, m: wire.Data, staging: Staging, length: int) -> bool:
-        """``length`` bytes of page data have come into ``staging``. False if they are not what ``m`` says."""
+    def data(self, m: wire.Data, payload: memoryview) -> bool:
+        """Page data has come. False if it is not what ``m`` says."""
         region = self.regions.get(m[0])
-        if region is None or length != m[5] * region.page_size:
+        if region is None or not payload or len(payload) != m[5] * region.page_size:
             return False
-        effects = self.machine.data(m, staging)
+        effects = self.machine.data(m, Source(payload))
         if effects:  # else nobody waits for it, and the machine has counted it
             region.stats.pages_in += m[5]
             self.run(effects)
@@ -159,11 +159,14 @@ class Pager:
             return []
 
     def _ahead(self, mapping: Mapping, page: int, write: bool) -> None:
-        window = (mapping.writes if write else mapping.reads).fault(page)
-        if window is not None:
-            decided = self.machine.read_ahead(mapping.region.number, *window, write, mapping)
-            mapping.region.stats.pages_ahead += window[1] - window[0]
-            self.run(decided)
+        policy = mapping.writes if write else mapping.reads
+        runs = policy.fault(page)
+        if runs is None:
+            return
+        region = mapping.region
+        for start, stop in runs:
+            region.stats.pages_ahead += stop - start
+            self.run(self.machine.read_ahead(region.number, start, stop, write, mapping, policy.sure))
 
     # -- effects -----------------------------------------------------------------------------------------
 

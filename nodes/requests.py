@@ -8,11 +8,12 @@ from nodes.effects import Waiter
 class Part:
     """What is owed to one transaction of a request: the directory cuts a request into runs of pages held alike."""
 
-    __slots__ = ("acked", "acks", "closed", "count", "owed")
+    __slots__ = ("acked", "acks", "closed", "count", "next", "owed", "soon")
 
     def __init__(self) -> None:
         self.count = 0
         self.owed: int | None = None  # pages still to come as data; None until a Grant or Data tells
+        self.next = self.soon = -1  # the pages that come next, if some have come in order and nothing is in a hurry
         self.acks = 0  # acknowledgements owed, known when ``owed`` is
         self.acked = 0  # bit mask of the nodes that have acknowledged: one counts once
         self.closed: set[int] = set()  # pages that were closed, or given up, before the others were settled

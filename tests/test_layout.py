@@ -24,6 +24,7 @@ PURE = [
     "directory/shard.py",
     "directory/sync.py",
     "dsm/address.py",
+    "dsm/codec.py",
     "dsm/constants.py",
     "dsm/errors.py",
     "dsm/geometry.py",
@@ -36,6 +37,7 @@ PURE = [
     "nodes/machine.py",
     "nodes/outgoing.py",
     "nodes/pages.py",
+    "nodes/pieces.py",
     "nodes/readahead.py",
     "nodes/requests.py",
     "tests/history/accesses.py",
@@ -152,7 +154,7 @@ def test_each_end_of_a_conversation_speaks_tcp_in_one_file() -> None:
 
 
 def test_one_file_speaks_messagepack() -> None:
-    assert users("msgpack") == {"dsm/wire.py"}
+    assert users("msgpack") == {"dsm/codec.py"}
 
 
 def test_one_file_speaks_ioctl() -> None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 import pytest
 from talker import closed
 
-from dsm import asking, wire
+from dsm import asking, doctor, wire
 from dsm.constants import CONTROL_BYTES_MAX, EXTENT_BYTES
 from dsm.errors import DirectoryUnreachable, InvalidArgument, ProtocolError, Violation
 from dsm.listener import Listener
@@ -28,6 +28,8 @@ LIMIT_S = 60.0
 ANY = "tcp://127.0.0.1:*"
 
 Message = tuple[bytes, bytes]
+
+calls_directly = pytest.mark.skipif(doctor.is_compiled(), reason="replaces a method; what is compiled calls its own")
 
 
 class Hall:
@@ -335,6 +337,7 @@ def test_a_conversation_of_which_nothing_has_come_begins_anew_where_it_was_forgo
     assert caller.error is None
 
 
+@calls_directly
 def test_who_waits_to_be_called_again_is_not_called_all_the_time(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nobody listens there."""
     dialed = []
@@ -417,6 +420,7 @@ def test_who_comes_back_late_is_still_known(hall: Hall, monkeypatch: pytest.Monk
     assert caller.name in hall.listener.links, "it is connected"
 
 
+@calls_directly
 def test_a_connection_that_breaks_at_once_is_none(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """The conversation is as adrift as it was before, and forgotten like any other."""
     caller, _, link = hall.meet()
@@ -482,7 +486,7 @@ def test_memory_for_a_large_message_is_given_back(hall: Hall) -> None:
     caller, _, link = hall.meet()
     caller.send(b"large", bytes(EXTENT_BYTES))
     hall.until(lambda: hall.of(caller))
-    assert len(link._buffer) <= 128 << 10
+    assert len(link._buffer) <= 256 << 10
 
 
 def test_nothing_is_waited_for_that_is_there_already(hall: Hall) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from dsm.errors import ProtocolError, Violation
 from dsm.wire import (
+    GUESS,
     PREFETCH,
     READ,
     WRITE,
@@ -25,7 +26,6 @@ from dsm.wire import (
 from nodes.bulk import Bulk, Frame
 from nodes.effects import Expedite, Finished, Hold, Install, Resume, Send, Supply, Unprotect
 from nodes.machine import NodeMachine
-from nodes.readahead import ReadAhead
 from nodes.statistics import Histogram
 
 ME, OTHER, THIRD = 1, 2, 3
@@ -178,6 +178,32 @@ def test_one_page_that_a_thread_has_asked_for_is_not_hurried(node: NodeMachine) 
     assert node.fault(1, 5, False, "b") == []
 
 
+def test_what_comes_next_anyway_is_not_hurried(node: NodeMachine) -> None:
+    (effect,) = node.read_ahead(1, 0, 64, False, "a")
+    assert isinstance(effect, Send)
+    generation = effect.message[1]
+
+    def hurried(page: int) -> bool:
+        return node.fault(1, page, False, "a") == [Send(0, Hurry(1, generation, page, node.me))]
+
+    node.data(Data(1, generation, 0, 64, 0, 16, 0), "first")
+    assert not hurried(16) and not hurried(31)
+    assert hurried(32)
+    node.data(Data(1, generation, 0, 64, 32, 16, 0), "hurried")
+    assert not hurried(17)
+    node.data(Data(1, generation, 0, 64, 16, 16, 0), "second")
+    assert hurried(63)  # it comes next, but that the third has come already is not kept
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_only_who_is_sure_takes_copies_from_others_ahead(node: NodeMachine, sure: bool) -> None:
+    node.data(Data(1, ask(node, 5, False).generation, 5, 1, 5, 1, 0), "page")
+    messages = [effect.message for effect in node.read_ahead(1, 4, 7, True, "a", sure) if isinstance(effect, Send)]
+    wanted = [(4, 1), (5, 1), (6, 1)] if sure else [(4, 1), (6, 1)]
+    assert [(m.start, m.count) for m in messages if isinstance(m, Request)] == wanted
+    assert {m.need for m in messages if isinstance(m, Request)} == {PREFETCH if sure else GUESS}
+
+
 def test_a_hurry_waits_with_the_fetch_that_it_is_about(node: NodeMachine) -> None:
     node.step(Grant(1, ask(node, 5, True).generation, 5, 1, 0, True))
     fetch = Fetch(1, 9, 5, 1, OTHER, 0, True, True)
@@ -223,35 +249,6 @@ def test_a_prefetch_of_what_is_here_is_over_at_once(node: NodeMachine) -> None:
     assert node.prefetch(1, 1, 3, False, "a") == [Finished("a")]
 
 
-# --- read-ahead ------------------------------------------------------------------------------------------
-
-
-def test_the_window_opens_at_the_second_fault_in_a_row_and_doubles() -> None:
-    policy = ReadAhead(4, 16)
-    asked = []
-    page = 0
-    for _ in range(6):
-        window = policy.fault(page)
-        asked.append(window)
-        page = window[1] if window else page + 1
-    assert asked == [None, (2, 6), (7, 15), (16, 32), (33, 49), (50, 66)]
-
-
-def test_a_wrong_guess_closes_the_window() -> None:
-    policy = ReadAhead(4, 16)
-    assert [policy.fault(page) for page in (0, 1, 100, 7, 3)] == [None, (2, 6), None, None, None]
-
-
-def test_a_reader_that_runs_into_what_is_on_its_way_gets_the_next_window() -> None:
-    policy = ReadAhead(4, 16)
-    assert [policy.fault(page) for page in (0, 1, 2, 3)] == [None, (2, 6), (6, 14), None]
-
-
-def test_random_access_asks_for_nothing() -> None:
-    policy = ReadAhead(4, 16)
-    assert all(policy.fault(page * 7919 % 100003) is None for page in range(1000))
-
-
 # --- statistics ------------------------------------------------------------------------------------------
 
 
@@ -292,29 +289,29 @@ def test_frames_go_in_order_and_none_waits_for_a_peer_that_takes_no_more() -> No
     bulk.add(fetch(1, OTHER), 16)
     bulk.add(fetch(2, THIRD), 16)
     assert bulk.next(lambda node: False) is None
-    assert bulk.next(lambda node: node == THIRD) == Frame(fetch(2, THIRD), 30, 2)  # frames begin at multiples of 16
+    assert bulk.next(lambda node: node == THIRD) == Frame(fetch(2, THIRD), 30, 16)
     assert [bulk.next(lambda node: True) for _ in range(3)] == [
-        Frame(fetch(1, OTHER), start, count) for start, count in ((30, 2), (32, 16), (48, 16))
+        Frame(fetch(1, OTHER), start, count) for start, count in ((30, 16), (46, 16), (62, 8))
     ]
-    assert starts(bulk) == [(1, 64), (2, 32), (2, 48), (2, 64)]
+    assert starts(bulk) == [(2, 46), (2, 62)]
 
 
 def test_a_page_that_somebody_waits_for_is_taken_out_once() -> None:
     bulk = Bulk()
     bulk.add(fetch(1, OTHER), 16)
     bulk.add(fetch(2, OTHER), 16)
-    assert bulk.expedite(Hurry(1, 2, 50, OTHER)) == Frame(fetch(2, OTHER), 48, 16)
+    assert bulk.expedite(Hurry(1, 2, 50, OTHER)) == Frame(fetch(2, OTHER), 46, 16)
     for hurry in (Hurry(1, 2, 50, OTHER), Hurry(1, 3, 50, OTHER), Hurry(1, 1, 50, THIRD), Hurry(2, 1, 50, OTHER)):
         assert bulk.expedite(hurry) is None
-    assert starts(bulk) == [(1, 30), (1, 32), (1, 48), (1, 64), (2, 30), (2, 32), (2, 64)]
+    assert starts(bulk) == [(1, 30), (1, 46), (1, 62), (2, 30), (2, 62)]
 
 
 def test_what_is_cancelled_is_told_and_not_sent() -> None:
     bulk = Bulk()
-    bulk.add(fetch(1, OTHER, region=1), 64)
-    bulk.add(fetch(1, THIRD, region=2), 64)
-    bulk.add(fetch(2, OTHER, region=2), 64)
-    assert starts(bulk) == [(1, 30), (1, 64), (1, 30), (1, 64), (2, 30), (2, 64)]
+    bulk.add(fetch(1, OTHER, region=1), 32)
+    bulk.add(fetch(1, THIRD, region=2), 32)
+    bulk.add(fetch(2, OTHER, region=2), 32)
+    assert starts(bulk) == [(1, 30), (1, 62), (1, 30), (1, 62), (2, 30), (2, 62)]
     assert len(bulk.cancel(requester=OTHER)) == 4
     assert len(bulk.cancel(region=2)) == 2
     assert not bulk

@@ -139,8 +139,9 @@ class Run:
     def _ahead(self, node: Node) -> None:
         (start, _), write = self._range(), self._is_write()
         stop = self.chance.randint(start + 1, PAGES + 2)  # a window may reach beyond the end
-        self._also(f"{start}:{stop} {write=}")
-        node.run(node.machine.read_ahead(REGION, start, stop, write, self.chance.choice(node.applications)))
+        sure = self.chance.random() < 0.5
+        self._also(f"{start}:{stop} {write=} {sure=}")
+        node.run(node.machine.read_ahead(REGION, start, stop, write, self.chance.choice(node.applications), sure))
 
     def _prefetch(self, node: Node) -> None:
         (start, stop), write = self._range(), self._is_write()

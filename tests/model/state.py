@@ -76,7 +76,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.NodeMachine": "_regions _generation deferred",
         "nodes.Region": "number pages per_extent table asks waiters held deferred prefetches lost",
         "nodes.Ask": "generation start stop op need left target parts over",
-        "nodes.Part": "count owed acks acked closed",
+        "nodes.Part": "count owed acks acked closed next soon",
         "nodes.Prefetch": "owed write waiter",
         "nodes.Bulk": "_transfers",
         "directory.PageMachine": "_regions _names",

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from dsm import constants, errors, memory, wire
+from dsm import constants, errors, wire
 from nodes.agent import Agent
 from nodes.applications import Applications
 from nodes.memory import Mapping, RegionMemory
@@ -20,8 +20,6 @@ from .world import US, S, SimulationError
 if TYPE_CHECKING:
     from .cluster import SimulatedCluster
 
-_STAGINGS: Final = [memory.Staging(constants.EXTENT_BYTES) for _ in range(4)]
-"""For all hosts, by how many agents are preempted: what has come into one is installed or refused in the same turn."""
 _LISTENER_FD: Final = 3
 
 
@@ -201,9 +199,7 @@ class Host:
         message = wire.decode(packet.data)
         if type(message) is wire.Data:
             assert packet.payload is not None
-            staging = _STAGINGS[self.cluster.kernel.depth]
-            staging.buffer[: len(packet.payload)] = packet.payload
-            if not self.pager.data(message, staging, len(packet.payload)):
+            if not self.pager.data(message, memoryview(bytearray(packet.payload))):
                 self.rejected += 1
         else:
             self.pager.step(message)

@@ -174,7 +174,8 @@ def send_everything_again(patch: pytest.MonkeyPatch) -> None:
     resume = Session.resume
 
     def generous(self: Session, received: int) -> list[bytes]:
-        return [*self.kept][: received - self.acknowledged] + resume(self, received)
+        arrived = [*self.kept][: received - self.acknowledged]
+        return [frame for frame in arrived if isinstance(frame, bytes)] + resume(self, received)
 
     patch.setattr(Session, "resume", generous)
 

@@ -43,7 +43,7 @@ AGENTS: Final = {
         def turn(self, sound=Agent._turn):
             while late and late[0][0] < time.monotonic() - 0.002:
                 sound_drop(*late.pop(0)[1:])
-            sound(self)
+            return sound(self)
         RegionMemory.drop, RegionMemory.install, Agent._turn = drop, install, turn
     """,
     "does not protect": """

@@ -32,6 +32,10 @@ from dsm import asking, launch, local, wire
 LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
 
+_SIGNAL_S: Final = 0.5
+"""How long a wait lasts before Python looks for signals. One that arrives in another thread, or in this one just before
+it begins to wait, does not wake it: Python only takes a note of it until this thread runs again."""
+
 _HERE: Final = Path(__file__).resolve().parent
 TREE: Final = _HERE.parents[1]
 _MARK: Final = "DSM_TEST_ID"
@@ -106,15 +110,15 @@ class Child:
 
     def hear_or_end(self) -> Any:
         """The next thing it says, or END if it has ended instead."""
-        try:
-            said = self._said.get(timeout=max(0.0, self._deadline - time.monotonic()))
-            if said is END:
-                self._said.put(END)  # it stays the end
-            return said
-        except queue.Empty:
-            self.process.kill()
-            self.finish()
-            raise AssertionError(f"the application hung; its standard error:\n{self.stderr}") from None
+        while (left := self._deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                said = self._said.get(timeout=min(left, _SIGNAL_S))
+                if said is END:
+                    self._said.put(END)  # it stays the end
+                return said
+        self.process.kill()
+        self.finish()
+        raise AssertionError(f"the application hung; its standard error:\n{self.stderr}")
 
     def tell(self, value: object = None) -> None:
         """Say something to it."""

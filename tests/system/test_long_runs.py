@@ -59,6 +59,34 @@ def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+INTERRUPTED_ELSEWHERE: Final = """
+import signal, subprocess, threading
+from cluster import Child
+import interrupting
+
+interrupting.listen()
+silent = subprocess.Popen(["sleep", "600"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+child = Child(silent, 600)
+threading.Timer(0.5, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+try:
+    child.hear_or_end()
+except KeyboardInterrupt:
+    print("heard")
+finally:
+    silent.kill()
+    child.finish()
+"""
+
+
+def test_a_ctrl_c_that_another_thread_receives_ends_the_wait_for_an_application(mark: str) -> None:
+    process = start(mark, "-c", INTERRUPTED_ELSEWHERE)
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert (out, err) == ("heard\n", "")
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_all_figures_as_json(name: str, mark: str) -> None:
     process = start(mark, *PROGRAMS[name], "20", "--seed", "3", "--json")

@@ -1,0 +1,132 @@
+"""dsm itself: two nodes on this host. ``python -m benchmarks.alternatives.pages`` is an application on one."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
+from benchmarks.alternatives.peer import ARRAY, BLOCK, VALUE
+
+PAGES: Final = 4096
+"""Of the region whose pages are touched one by one: enough that those of a batch have few neighbours."""
+
+
+class Pages:
+    """``there`` is an application on one node, ``neighbour`` another beside it, ``here`` is on the other node.
+
+    A round calls the methods in the order in which they stand here; each gives samples. It begins, and ends, with all
+    pages and the array exclusive where ``there`` is. All check what they read.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path, batch: int) -> None:
+        from dsm import launch
+
+        directory = launch.start_directory()
+        stack.callback(directory.stop)
+        own = folder / "dsm"  # removed by the last node
+        own.mkdir()
+        sockets = [own / name for name in ("a", "b")]
+        for socket in sockets:
+            stack.callback(launch.start_node(directory.address, socket=socket, name=socket.name).stop)
+        self._here, self._there, self._neighbour = children = [self._child(stack, sockets[node]) for node in (0, 1, 1)]
+        for child in children:
+            child.ready()
+        self._batch = batch
+        self._random = random.Random(1)
+        self._pages: list[int] = []
+        self._byte = 1
+        self._there.ask("store", list(range(PAGES)), self._byte)
+        self._there.ask("overwrite", self._byte)
+
+    def _child(self, stack: ExitStack, socket: Path) -> Child:
+        child = Child(python(__name__), {"DSM_NODE": str(socket)})
+        stack.callback(child.end)
+        return child
+
+    def remote_read(self) -> Any:
+        """Copy pages that are exclusive on the other node, in random order."""
+        self._pages = self._random.sample(range(1, PAGES, 2), self._batch)
+        return self._here.ask("load", self._pages)
+
+    def read_again(self) -> Any:
+        """Copy the same pages once more."""
+        return self._here.ask("load", self._pages)
+
+    def upgrade(self) -> Any:
+        """Fill the same pages, of which the other node has copies now."""
+        return self._there.ask("store", self._pages, self._byte)
+
+    def neighbour_reads(self) -> Any:
+        """Copy the same pages in another process of the node that has written them."""
+        return self._neighbour.ask("load", self._pages)
+
+    def neighbour_stores(self) -> Any:
+        """Fill the same pages in that process: the first time since they came back, so the agent is asked."""
+        return self._neighbour.ask("store", self._pages, self._byte)
+
+    def neighbour_adds_up(self) -> Any:
+        """Read the array in another process of the node that has written it."""
+        return self._neighbour.ask("add up", self._byte)
+
+    def scan(self) -> Any:
+        """Read the array on the other node."""
+        return self._here.ask("add up", self._byte)
+
+    def overwrite(self) -> Any:
+        """Fill the array, of which the other node has a copy now."""
+        self._byte = self._byte % 100 + 1
+        return self._there.ask("overwrite", self._byte)
+
+
+# --- the applications ----------------------------------------------------------------------------------
+
+
+def _begin(stack: ExitStack) -> tuple[str, Operations]:
+
+    import dsm
+
+    region = stack.enter_context(dsm.attach("benchmark.peers.pages", size=PAGES * VALUE))
+    memory = region.buf
+    whole = stack.enter_context(dsm.attach("benchmark.peers.array", shape=ARRAY // 8, dtype="u8"))
+    array = whole.array
+
+    def load(pages: list[int]) -> list[float]:
+        def one(number: int) -> None:
+            at = pages[number] * VALUE
+            loaded.append(bytes(memory[at : at + VALUE]))
+
+        loaded: list[bytes] = []
+        took = each_us(len(pages), one)
+        assert all(any(value) for value in loaded)
+        return took
+
+    def store(pages: list[int], byte: int) -> list[float]:
+        def one(number: int) -> None:
+            at = pages[number] * VALUE
+            memory[at : at + VALUE] = value
+
+        value = bytes([byte]) * VALUE
+        return each_us(len(pages), one)
+
+    def add_up(number: int) -> list[float]:
+        def each_block() -> None:
+            for start in range(0, ARRAY // 8, BLOCK // 8):
+                assert array[start : start + BLOCK // 8].sum() == number * BLOCK // 8
+
+        return rate_gb_s(ARRAY, each_block)
+
+    def overwrite(number: int) -> list[float]:
+        def all_of_it() -> None:
+            whole.prefetch(write=True)
+            array[:] = number
+
+        return rate_gb_s(ARRAY, all_of_it)
+
+    return dsm.__version__, {"load": load, "store": store, "add up": add_up, "overwrite": overwrite}
+
+
+if __name__ == "__main__":
+    obey(_begin)
