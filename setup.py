@@ -17,6 +17,7 @@ FAULT_PATH = [
     "directory/members.py",
     "directory/rules.py",
     "directory/service.py",
+    "directory/shard.py",
     "directory/shard_service.py",
     "dsm/codec.py",
     "dsm/geometry.py",

@@ -87,7 +87,9 @@ def told(section: Section, peer: Peer) -> Iterator[None]:
 def _about() -> str:
     return "\n\n".join(
         [
-            "Everything runs on one host over TCP loopback, in turns; who reads an array adds it up.",
+            "Everything runs on one host over TCP loopback, in turns; who reads an array adds it up. Overwriting an "
+            "array that another node has read (`prefetch(write=True)`, then stores) moves no data in dsm: copies are "
+            "given up, and the next scan fetches. SET and Put move the data at once: add the scan to compare.",
             *(peer.about for peer in PEERS),
         ]
     )

@@ -70,8 +70,9 @@ def _section(pictures: Path, section: Section) -> Iterator[str]:
     yield ""
     if section.draw is not None:
         yield from _picture(section.draw(pictures), section.title)
-    for path, what in ((plots.latencies(pictures, section), "how long"), (plots.medians(pictures, section), "medians")):
-        yield from _picture(path, f"{section.title}: {what}")
+    else:
+        yield from _picture(plots.latencies(pictures, section), f"{section.title}: how long")
+        yield from _picture(plots.medians(pictures, section), f"{section.title}: medians")
     if table := rows.facts(section):
         yield from _table(table)
     for name, install in section.absent.items():

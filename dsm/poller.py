@@ -24,10 +24,11 @@ _LINGER_NS: Final = 200_000
 _BUSY_NS: Final = 50_000
 """Nothing for so long, and there is time for what can wait: it is about what a thread needs to fault again."""
 _YIELD_NS_MAX: Final = 400_000
-"""A yield that took longer gave the processor to somebody who computes: looking then only delays."""
+"""A yield that took longer gave the processor to somebody who computes: looking then only delays what comes."""
 _PAUSE_NS_MIN: Final = 100_000_000
 _PAUSE_NS_MAX: Final = 10_000_000_000
-"""How long not to look after such a yield: twice as long each time, if they come one upon the other."""
+"""How long not to look after a yield that did delay something: twice as long each time, if they come one upon the
+other."""
 _NEVER_NS: Final = 1 << 63
 
 Handler = Callable[[int], None]
@@ -109,7 +110,8 @@ class Poller:
                 before, now = now, monotonic_ns()
                 ready = poll(0)
                 if now - before > _YIELD_NS_MAX:
-                    self._pause(now)
+                    if ready:  # it has waited for us meanwhile
+                        self._pause(now)
                     until = now
                 if ready:
                     return ready

@@ -96,7 +96,10 @@ def test_what_comes_during_a_long_yield_is_handled_and_the_yield_noticed(
     assert clock.yields == 1, "it does not look now"
 
 
-def test_who_computes_is_left_alone_for_longer_each_time(loop: Poller, clock: Clock) -> None:
+def test_who_delays_what_comes_is_left_alone_for_longer_each_time(
+    loop: Poller, clock: Clock, pipe: tuple[int, int]
+) -> None:
+    loop.watch(pipe[0], lambda _: [os.read(pipe[0], 9)].clear())
     clock.yield_us = 500
     looked_at = []
     for _ in range(4000):
@@ -104,6 +107,7 @@ def test_who_computes_is_left_alone_for_longer_each_time(loop: Poller, clock: Cl
         before = clock.yields
         loop.wait(0)  # nothing is there, and no time to wait: no look
         assert clock.yields == before
+        clock.then = lambda: os.write(pipe[1], b"x")
         loop.wait(0.000001)
         if clock.yields > before:
             looked_at.append(clock.now)
@@ -111,9 +115,17 @@ def test_who_computes_is_left_alone_for_longer_each_time(loop: Poller, clock: Cl
     assert pauses == sorted(pauses) and pauses[0] <= 0.3 and 9.9 < pauses[-1] <= 10.1, pauses
     clock.now += 60 * 10**9
     clock.yield_us = 10
+    clock.then = lambda: None
     before = clock.yields
     loop.wait(0.001)
     assert clock.yields == before + 20, "nobody computes any more"
+
+
+def test_who_computes_while_nothing_comes_does_no_harm(loop: Poller, clock: Clock) -> None:
+    clock.yield_us = 500
+    for turn in range(1, 4):
+        loop.wait(0.000001)
+        assert clock.yields == turn, "it goes to sleep, and looks again the next time"
 
 
 def test_a_new_owner_of_a_descriptor_gets_no_events_of_the_old_one(loop: Poller) -> None:
