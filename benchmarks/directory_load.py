@@ -1,9 +1,9 @@
 """Many nodes in one process, which keep a directory busy: ``python -m benchmarks.directory_load ADDRESS NAME NODES``.
 
-The nodes are members and speak the protocol over the streams that real nodes have, each on a connection of its own and
-with several requests under way, but they have no memory and no applications: what goes from node to node, which a
-directory never sees, is a call here. Obeys lines ``{"what": KIND, "seconds": S}`` on its standard input, each answered
-with ``{"pages": N, "misses": N, "seconds": S}``.
+The nodes are members and speak the protocol over the streams that real nodes have, each on a connection of its own (one
+to each shard) and with several requests under way, but they have no memory and no applications: what goes from node to
+node, which a directory never sees, is a call here. Obeys lines ``{"what": KIND, "seconds": S}`` on its standard input,
+each answered with ``{"pages": N, "misses": N, "seconds": S}``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from dsm import wire
-from dsm.constants import PAGE_BYTES, PREFETCH_BYTES
+from dsm.constants import HEARTBEAT_S, PAGE_BYTES, PREFETCH_BYTES
+from dsm.geometry import shard_of
 from dsm.poller import Poller
 from dsm.stream import Caller
 from dsm.wire import FAULT, PREFETCH, READ, WRITE
@@ -36,22 +37,52 @@ _ZONE: Final = _REGION_BYTES // PAGE_BYTES // 4
 
 
 class _Node:
-    """A member: its connection, and what it has to say at the end of this turn."""
+    """A member: its connections to the shards of the directory, and what it has to say at the end of this turn."""
 
     def __init__(self, load: _Load, address: str, name: str, port: int) -> None:
         self.number = 0
-        self.out: list[bytes] = []
+        self.ready = False
+        self._name = name
+        self._address = f"tcp://127.0.0.1:{port}"
         self._load = load
-        self.caller = Caller(load.poller, address, self._deliver, lambda *_: None)
-        self.send(wire.Join(name, f"tcp://127.0.0.1:{port}"))
+        self._shards: list[Caller] = []
+        self._out: list[list[bytes]] = []
+        self._others: list[str] = []
+        self._welcomes = 0
+        self._call(address, wire.Join(name, self._address))
+
+    def _call(self, address: str, message: wire.Message) -> None:
+        self._shards.append(Caller(self._load.poller, address, self._deliver, lambda *_: None))
+        self._out.append([wire.encode(message)])
 
     def send(self, message: wire.Message) -> None:
-        self.out.append(wire.encode(message))
+        self._out[0].append(wire.encode(message))
+
+    def send_of_page(self, message: wire.Request | wire.Done) -> None:
+        shard = shard_of(message.region, message.start, PAGE_BYTES, len(self._out))
+        self._out[shard].append(wire.encode(message))
+
+    def heartbeat(self) -> None:
+        if self.ready:
+            for out in self._out:
+                out.append(wire.encode(wire.Heartbeat(0)))
 
     def flush(self) -> None:
-        if self.out:
-            self.caller.send_all(self.out)
-            self.out = []
+        for shard, out in zip(self._shards, self._out, strict=True):
+            if out:
+                shard.send_all(out)
+                out.clear()
+
+    def told_of_shards(self, m: wire.Shards) -> None:
+        self._others = m.addresses.split()
+
+    def welcome(self, m: wire.Welcome) -> None:
+        self._welcomes += 1
+        self.number = m.node
+        if self._welcomes == 1:
+            for address in self._others:
+                self._call(address, wire.Enlist(m.node, self._name, self._address))
+        self.ready = self._welcomes == len(self._shards)
 
     def _deliver(self, _: object, data: memoryview, __: object) -> None:
         message = wire.decode(data)
@@ -80,7 +111,7 @@ class _Thread:
         need = FAULT if self.count == 1 else PREFETCH
         self.owed, self.acks = None, 0
         place = self.places[self.at]
-        self.nodes[self.turn].send(wire.Request(region, self.number, place, self.count, self.op, need))
+        self.nodes[self.turn].send_of_page(wire.Request(region, self.number, place, self.count, self.op, need))
 
     def go_on(self) -> None:
         """It has what it asked for: what comes next."""
@@ -98,8 +129,10 @@ class _Thread:
 class _Load:
     def __init__(self, address: str, name: str, nodes: int) -> None:
         self.poller = Poller()
+        self._next_heartbeat_s = time.monotonic() + HEARTBEAT_S
         self.handlers: dict[type[Any], Callable[[_Node, Any], None]] = {
-            wire.Welcome: self._welcome,
+            wire.Shards: lambda node, m: node.told_of_shards(m),
+            wire.Welcome: lambda node, m: node.welcome(m),
             wire.Opened: self._opened,
             wire.Grant: self._grant,
             wire.Fetch: lambda _, m: self._came(m.generation, m.acks),
@@ -109,7 +142,7 @@ class _Load:
         }
         port = 10_000 + 1000 * int(name)
         self._nodes = [_Node(self, address, f"load {name}.{i}", port + i) for i in range(nodes)]
-        self._until(lambda: all(node.number for node in self._nodes))
+        self._until(lambda: all(node.ready for node in self._nodes))
         self._region = 0
         for node in self._nodes:
             node.send(wire.Open(0, f"load {name}", _REGION_BYTES, PAGE_BYTES, wire.OPEN_OR_CREATE, {}))
@@ -149,9 +182,6 @@ class _Load:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    def _welcome(self, node: _Node, m: wire.Welcome) -> None:
-        node.number = m.node
-
     def _opened(self, _: _Node, m: wire.Opened) -> None:
         self._region = m.region
 
@@ -177,7 +207,7 @@ class _Load:
     def _close_if_settled(self, thread: _Thread) -> None:
         if thread.acks == thread.owed:
             place = thread.places[thread.at]
-            thread.nodes[thread.turn].send(wire.Done(self._region, thread.number, place, thread.count))
+            thread.nodes[thread.turn].send_of_page(wire.Done(self._region, thread.number, place, thread.count))
             self._over(thread)
 
     def _over(self, thread: _Thread) -> None:
@@ -206,18 +236,36 @@ class _Load:
         """So much of one kind of load."""
         return self._start(kind, seconds, lambda _: True)
 
+    def command(self) -> dict[str, Any] | None:
+        """The next line of standard input; the nodes stay members meanwhile. None at its end."""
+        came = False
+
+        def readable(_: int) -> None:
+            nonlocal came
+            came = True
+
+        self.poller.watch(sys.stdin.fileno(), readable)
+        self._until(lambda: came)
+        self.poller.unwatch(sys.stdin.fileno())
+        line = sys.stdin.readline()
+        command: dict[str, Any] | None = json.loads(line) if line else None
+        return command
+
     def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
+            if time.monotonic() >= self._next_heartbeat_s:
+                self._next_heartbeat_s = time.monotonic() + HEARTBEAT_S
+                for node in self._nodes:
+                    node.heartbeat()
             for node in self._nodes:
                 node.flush()
-            self.poller.wait(1.0)
+            self.poller.wait(HEARTBEAT_S / 2)
 
 
 def main(address: str, name: str, nodes: str) -> None:
     load = _Load(address, name, int(nodes))
     print("{}", flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
+    while command := load.command():
         print(json.dumps(load.round(command["what"], command["seconds"])), flush=True)
 
 

@@ -27,13 +27,15 @@ def test_every_figure_is_there_with_its_target() -> None:
     assert all(figure["samples"] and figure["unit"] and figure["quantiles"]["p50"] > 0 for figure in figures.values())
     targets = {name: [bound["beside"] for bound in figure["bounds"]] for name, figure in figures.items()}
     assert targets["core"] == targets["single-page misses"] == targets["pages in runs of 128"] == [""]
+    assert targets["single-page miss, CPU of the busier of 2 shards"] == ["single-page miss, CPU of the directory"]
     assert targets["miss, 1000 nodes"] == ["miss, 2 nodes"]
     assert targets["shared by half, 1000 nodes"] == ["shared by half, 2 nodes"]
 
 
+@pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("kind", [directory_load.FIRST_TOUCH, directory_load.MISSES, directory_load.RUNS])
-def test_a_load_is_transactions_of_the_directory(kind: str) -> None:
-    with loads(2, 3) as running:
+def test_a_load_is_transactions_of_the_directory(kind: str, shards: int) -> None:
+    with loads(2, 3, shards) as running:
         before = _counters(running.address)
         measured = running.round(kind, 0.1)
         after = _counters(running.address)
