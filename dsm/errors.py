@@ -18,8 +18,16 @@
     ├── UserfaultfdUnavailable   (OSError)          kernel, device or privilege is missing; `dsm doctor` says which
     ├── OperationTimeout         (TimeoutError)
     ├── LockNotHeld              (RuntimeError)     release of a lock that is not held
+    ├── OwnerDied                (RuntimeError)     the lock is yours, but who held it died
+    ├── KindMismatch             (ValueError)       the name is that of another kind of primitive
+    ├── ValueMismatch            (ValueError)       opened with another initial value
+    ├── SemaphoreOverflow        (ValueError)       released more often than acquired
     ├── BarrierMismatch          (ValueError)       joined with another number of parties
     ├── BrokenBarrier            (threading.BrokenBarrierError)
+    │   └── PartyDied            (and DeadlockError)  it cannot fill any more
+    ├── DeadlockError            (RuntimeError)     everybody in a circle waits for the next
+    ├── PrimitiveNotFound        (FileNotFoundError)  a semaphore or a counter that was unlinked
+    ├── InUse                    (OSError)          somebody waits for what was to be removed
     └── ProtocolError            (RuntimeError)     a message or event that the rules do not allow
         └── Violation                               of an invariant, inside a service: it stops itself
 """
@@ -99,6 +107,42 @@ class BarrierMismatch(DsmError, ValueError):
 
 class BrokenBarrier(DsmError, threading.BrokenBarrierError):
     """The barrier was aborted, reset, or one of its parties timed out."""
+
+
+class OwnerDied(DsmError, RuntimeError):
+    """Whoever held this lock ended without releasing it: what it protects may be half changed.
+
+    Raised by ``acquire()``, which has acquired the lock all the same, as ``pthread_mutex_lock`` does with EOWNERDEAD:
+    mend what it protects, then release it. A ``with`` block is not entered, and the lock stays marked.
+    """
+
+
+class KindMismatch(DsmError, ValueError):
+    """The name is in use by a primitive of another kind; nothing was changed."""
+
+
+class ValueMismatch(DsmError, ValueError):
+    """A semaphore or a counter was opened with another initial value than it has; nothing was changed."""
+
+
+class SemaphoreOverflow(DsmError, ValueError):
+    """A bounded semaphore was released more often than it was acquired; nothing was changed."""
+
+
+class DeadlockError(DsmError, RuntimeError):
+    """Everybody in a circle waits for the next; the text names all of them. Raised in the one that came last."""
+
+
+class PartyDied(BrokenBarrier, DeadlockError):
+    """The barrier cannot fill any more: one of its parties has ended."""
+
+
+class PrimitiveNotFound(DsmError, FileNotFoundError):
+    """No semaphore, counter or event of that name exists (any more)."""
+
+
+class InUse(DsmError, OSError):
+    """Somebody waits for, or has open, what was to be removed."""
 
 
 class ProtocolError(DsmError, RuntimeError):

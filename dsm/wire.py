@@ -52,6 +52,39 @@ OPEN_OR_CREATE: Final = 0
 MUST_NOT_EXIST: Final = 1
 MUST_EXIST: Final = 2
 
+# Kinds of named primitives. They share their names: one name, one kind.
+LOCK: Final = 0
+RLOCK: Final = 1
+SEMAPHORE: Final = 2
+BOUNDED_SEMAPHORE: Final = 3
+EVENT: Final = 4
+CONDITION: Final = 5
+BARRIER: Final = 6
+COUNTER: Final = 7
+KIND_NAMES: Final = (
+    "lock", "reentrant lock", "semaphore", "bounded semaphore", "event", "condition", "barrier", "counter",
+)  # fmt: skip
+
+# How somebody waits.
+TRY: Final = 0
+"""Not at all."""
+TIMED: Final = 1
+"""Until the waiter cancels it, at the latest."""
+FOREVER: Final = 2
+"""As long as it takes: a circle of such waits is a deadlock."""
+
+# Bits of the value with which a lock is Granted to a node.
+CONTENDED: Final = 1
+"""Others wait for it: give it back once it is released, without being asked."""
+OWNER_DIED: Final = 2
+"""Who held it last ended without releasing it."""
+
+ACT: Final = 1 << 32
+"""Bit of the value with which a full barrier is Granted: this one runs the action; the others wait for its Post."""
+
+ALL: Final = 2**32 - 1
+"""The count of a Post to a condition that wakes all."""
+
 DIRECTORY: Final = 0
 """The directory's address among node ids; nodes count from 1."""
 
@@ -326,28 +359,59 @@ class Query(NamedTuple):
 
 
 # --- synchronisation (application -> node -> directory, and back) ------------------------------------
+#
+# ``process`` is a random number of the application process, ``thread`` the waiting thread in it, ``who`` a text that
+# tells people which that is.
 
 
 class Acquire(NamedTuple):
-    ticket: U32
-    name: Name
-    wait: Flag
-
-
-class Release(NamedTuple):
-    """``holder`` is the ticket with which the lock was acquired."""
+    """Wait for what the primitive called ``name`` gives: a lock, one of a semaphore, an event to be set, a condition to
+    be notified. ``wait`` is how: see TRY, TIMED and FOREVER."""
 
     ticket: U32
     name: Name
-    holder: U32
+    kind: U8
+    wait: U8
+    process: U64
+    thread: U64
+    who: Name
+
+
+class Post(NamedTuple):
+    """The other side of Acquire, by kind: ``count`` more of a semaphore; an event is set (1) or cleared (0); ``count``
+    waiters of a condition are notified; ``count`` is added to a counter, and the answer is its new value; the action of
+    a full barrier is done."""
+
+    ticket: U32
+    name: Name
+    kind: U8
+    count: I64
+
+
+class Enroll(NamedTuple):
+    """Open a semaphore or a counter, which begins with ``value``, or become one of the ``value`` parties of a
+    barrier."""
+
+    ticket: U32
+    name: Name
+    kind: U8
+    value: I64
+    process: U64
+    thread: U64
+    who: Name
 
 
 class Arrive(NamedTuple):
-    """Wait at a barrier of ``parties``."""
+    """Wait at a barrier of ``parties``. ``act``: this party has an action to run when it is full."""
 
     ticket: U32
     name: Name
     parties: U32
+    wait: U8
+    act: Flag
+    process: U64
+    thread: U64
+    who: Name
 
 
 class BarrierReset(NamedTuple):
@@ -360,17 +424,27 @@ class BarrierReset(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    """How a lock (``parties`` 0) or a barrier stands; answered with a map, changes nothing."""
+    """How a primitive stands; answered with a map, changes nothing."""
 
     ticket: U32
     name: Name
-    parties: U32
+    kind: U8
+
+
+class Forget(NamedTuple):
+    """Remove a semaphore, an event or a counter, with what it counts."""
+
+    ticket: U32
+    name: Name
+    kind: U8
 
 
 class Cancel(NamedTuple):
-    """Give up waiting on ``ticket``. Answered on that ticket: with Cancelled, or with what overtook it."""
+    """Give up waiting on ``ticket``. Answered on that ticket: with Cancelled, or with what overtook it. ``died``: who
+    waited has ended."""
 
     ticket: U32
+    died: Flag
 
 
 class Cancelled(NamedTuple):
@@ -378,10 +452,42 @@ class Cancelled(NamedTuple):
 
 
 class Granted(NamedTuple):
-    """The lock is yours, or the barrier is full (``value``: arrival index), or the release is done."""
+    """It is yours, or done. ``value``: of a lock see CONTENDED and OWNER_DIED, of a barrier the order of arrival and
+    ACT, of a counter its new value."""
 
     ticket: U32
     value: I64
+
+
+# --- locks: directory <-> node. A lock belongs to a node, which keeps it until others want it ----------
+
+
+class Recall(NamedTuple):
+    """To the node that has the lock: others want it. A node that has it no more has said so already."""
+
+    name: Name
+
+
+class Holds(NamedTuple):
+    """The answer to Recall of a node where somebody holds the lock: Return will follow its release."""
+
+    name: Name
+    process: U64
+    thread: U64
+    who: Name
+
+
+class Return(NamedTuple):
+    """The node gives a lock back. ``died``: who held it has ended without releasing it."""
+
+    name: Name
+    died: Flag
+
+
+class Gone(NamedTuple):
+    """A process that was a party of a barrier has ended."""
+
+    process: U64
 
 
 # --- application -> node (Unix socket), and back --------------------------------------------------------
@@ -428,6 +534,26 @@ class Prefetch(NamedTuple):
     write: Flag
 
 
+class Release(NamedTuple):
+    """Give back the lock that is held on this connection; ``died``: still marked as that of an owner that died.
+    Answered with Ready."""
+
+    name: Name
+    died: Flag
+
+
+class WaitOn(NamedTuple):
+    """Wait for the condition called ``name``, and then release ``lock``, which is held on this connection, in one step.
+    Answered as Acquire; the lock is to be acquired again."""
+
+    name: Name
+    lock: Name
+    wait: U8
+    process: U64
+    thread: U64
+    who: Name
+
+
 class StatsQuery(NamedTuple):
     """Statistics of the attached region on this node; answered with Answer."""
 
@@ -439,6 +565,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
+    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 
