@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -103,16 +103,41 @@ class Connection:
         local.close_all(received)
         raise errors.ProtocolError(f"the node agent answered {type(answer).__name__} instead of {kind.__name__}")
 
-    def wait(self, question: wire.Message, timeout: float | None = None) -> wire.Message:
+    def wait(
+        self,
+        question: wire.Message,
+        timeout: float | None = None,
+        undo: Callable[[wire.Granted], wire.Message] | None = None,
+    ) -> wire.Message:
         """The answer to a question that may take long, without the GIL. After ``timeout`` seconds it is cancelled;
-        then the answer is what comes of that."""
+        then the answer is what comes of that. ``undo``: what gives back what was granted, should Ctrl-C come
+        between."""
         with self._turn:
-            self._put(question)
-            if timeout is not None and not self._readable(timeout):
-                with contextlib.suppress(OSError):  # no question: the answer is that to what it cancels
-                    local.send(self._sock, wire.Cancel(0))
-                return self._take(ANSWER_TIMEOUT_S)[0]
-            return self._take(None)[0]
+            try:
+                self._put(question)
+                if timeout is not None and not self._readable(timeout):
+                    self._cancel()
+                    return self._take(ANSWER_TIMEOUT_S)[0]
+                return self._take(None)[0]
+            except Exception:
+                raise
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._abandon(undo)
+                raise
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(OSError):  # no question: the answer is that to what it cancels
+            local.send(self._sock, wire.Cancel(0, False))
+
+    def _abandon(self, undo: Callable[[wire.Granted], wire.Message] | None) -> None:
+        """Nobody wants the answer any more. Another Ctrl-C ends this, too: then the connection is closed."""
+        if self._owed:
+            self._cancel()
+            self._take(ANSWER_TIMEOUT_S)
+        answer = local.parse(self._answers[-1])[0] if self._answers else None
+        if undo is not None and isinstance(answer, wire.Granted):
+            local.send(self._sock, undo(answer))
 
     def _put(self, question: wire.Message, fds: Sequence[int] = ()) -> None:
         while self._owed:  # Ctrl-C has interrupted somebody who waited, and the answer must not be taken for ours

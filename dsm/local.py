@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -158,6 +159,13 @@ def peer(sock: socket.socket) -> tuple[int, int, int]:
     """Process, user and group of the other side, as the kernel saw them when it connected."""
     pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return pid, uid, gid
+
+
+def ended(pidfd: int) -> bool:
+    """Has the process of this descriptor ended?"""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def close_all(fds: Sequence[int]) -> None:

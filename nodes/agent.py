@@ -94,6 +94,7 @@ class Agent:
             wire.MemberLeft: self.pager.member_left,
             wire.Fenced: lambda m: self._fence(m.reason),
             wire.Destroy: lambda m: self.pager.destroy(m.region),
+            wire.Recall: lambda m: self.applications.recall(m),
         }
 
     # -- the loop ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from dsm import asking, errors, local, wire
 from dsm.constants import DIRECTORY_TIMEOUT_S, PREFETCH_BYTES, PREFETCHES_MAX
 from dsm.geometry import pages_in
 from dsm.uffd import Userfaultfd, open_device
+from nodes.locks import Locks
 from nodes.memory import Mapping, RegionMemory
 from nodes.pieces import Pieces
 
@@ -33,7 +34,7 @@ _OPTIONS_BYTES_MAX = 16 << 10
 
 
 class _Connection:
-    __slots__ = ("locks", "mapping", "pid", "pidfd", "region", "sock", "ticket")
+    __slots__ = ("locks", "mapping", "party", "pid", "pidfd", "region", "sock", "ticket")
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
@@ -42,7 +43,8 @@ class _Connection:
         self.region: RegionMemory | None = None  # attached, or about to be
         self.mapping: Mapping | None = None
         self.ticket = 0  # of what it waits for
-        self.locks: dict[str, int] = {}  # held on this connection: the ticket with which each was acquired
+        self.locks: dict[str, None] = {}  # held on this connection
+        self.party: _Party | None = None  # the process, once it has to do with a barrier
 
     @property
     def open(self) -> bool:
@@ -58,6 +60,26 @@ class _Connection:
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class _Party:
+    """A process that has to do with a barrier: the directory is to know when it has ended."""
+
+    __slots__ = ("connections", "number", "pidfd")
+
+    def __init__(self, number: int, pid: int) -> None:
+        self.number = number
+        self.pidfd = os.pidfd_open(pid) if pid else -1
+        self.connections = 0
+
+    @property
+    def ended(self) -> bool:
+        """It may be without a connection for a while; in another container, that is all there is to know it by."""
+        return not self.connections and (self.pidfd < 0 or local.ended(self.pidfd))
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
 
 
 class _Prefetch:
@@ -87,6 +109,8 @@ class Applications:
         # Dicts for their order: what is done to all of them is done in order of arrival.
         self._connections: dict[_Connection, None] = {}
         self._silent: dict[_Connection, None] = {}  # closed, but the process has its region mapped still
+        self._parties: dict[int, _Party] = {}
+        self._locks = Locks()
         self._served_any = False
         self._last_ticket = 0
         # Who asked, what to do with the answer, and when it was asked (for ever, where a wait may last).
@@ -101,9 +125,13 @@ class Applications:
             wire.Unlink: self._unlink,
             wire.Acquire: self._acquire,
             wire.Release: self._release,
+            wire.WaitOn: self._wait_on,
+            wire.Enroll: self._enroll,
             wire.Arrive: self._arrive,
-            wire.BarrierReset: self._forward,
-            wire.Inspect: self._forward,
+            wire.Post: self._synchronise,
+            wire.BarrierReset: self._synchronise,
+            wire.Forget: self._synchronise,
+            wire.Inspect: self._inspect,
             wire.Cancel: self._cancel,
         }
         agent.watch(listener.fileno(), lambda _: self._accept())
@@ -124,11 +152,15 @@ class Applications:
         return len({connection.pid or connection for connection in connections if connection is not besides})
 
     def close(self) -> None:
-        """Take no more connections, remove the socket, drop those that are there."""
+        """Take no more connections, remove the socket, drop those that are there. Locks that nobody holds go back."""
+        for message in self._locks.give_up():
+            self._to_directory(message)
         self._agent.remove_socket()
         self._listener.close()
         for connection in self._connections | self._silent:
             connection.close()
+        for party in self._parties.values():
+            party.close()
         os.close(self._spare)
         if self._device is not None:
             os.close(self._device)
@@ -227,9 +259,12 @@ class Applications:
         self._agent.unwatch(connection.sock.fileno())
         connection.sock.close()
         if connection.ticket:
-            self._to_directory(wire.Cancel(connection.ticket))
-        for name, ticket in connection.locks.items():
-            self._to_directory(wire.Release(0, name, ticket))
+            self._to_directory(wire.Cancel(connection.ticket, True))
+        for name in connection.locks:
+            self._released(name, died=True)
+        if connection.party is not None:
+            connection.party.connections -= 1
+            self._look_for(connection.party)
         self._silent[connection] = None
         self._let_go(connection)
 
@@ -248,6 +283,8 @@ class Applications:
         """Let go who has left without a word; tell those who wait for a silent directory."""
         for connection in list(self._silent):
             self._let_go(connection)
+        for party in list(self._parties.values()):
+            self._look_for(party)
         for ticket, (connection, then, asked_s) in list(self._tickets.items()):
             if now - asked_s > DIRECTORY_TIMEOUT_S:
                 text = asking.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
@@ -274,7 +311,7 @@ class Applications:
         self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
         connection.ticket = ticket
         # It may wait for other applications as long as it takes.
-        waits = type(message) is wire.Arrive or (type(message) is wire.Acquire and message.wait)
+        waits = type(message) is wire.Arrive or (type(message) is wire.Acquire and message.wait != wire.TRY)
         self._tickets[ticket] = (connection, then, math.inf if waits else time.monotonic())
         self._to_directory(message._replace(ticket=ticket))
         return ticket
@@ -440,36 +477,104 @@ class Applications:
         status = {"node": node, "directory": agent.links.directory_address, "cluster": m.value}
         self._reply(connection, wire.Answer(0, status))
 
-    # -- locks and barriers ------------------------------------------------------------------------------
+    # -- locks and other primitives ----------------------------------------------------------------------
 
     def _acquire(self, connection: _Connection, m: wire.Acquire, _: list[int]) -> None:
+        if m.kind not in (wire.LOCK, wire.RLOCK):
+            self._synchronise(connection, m, [])
+            return
         if m.name in connection.locks:
             raise errors.ProtocolError(f"lock {m.name!r} is held on this connection already")
-        self._ask(connection, m, lambda c, answer: self._acquired(c, m.name, answer))
-
-    def _acquired(self, connection: _Connection, name: str, answer: Any) -> None:
+        answer = self._locks.take(m)
+        if answer is None:
+            self._ask(connection, m, lambda c, answer: self._acquired(c, m, answer))
+            return
         if type(answer) is wire.Granted:
-            if not connection.open:
-                self._to_directory(wire.Release(0, name, answer.ticket))
+            connection.locks[m.name] = None
+        self._reply(connection, answer)
+
+    def _acquired(self, connection: _Connection, m: wire.Acquire, answer: Any) -> None:
+        if type(answer) is wire.Granted:
+            self._locks.granted(m, answer.value)
+            if not connection.open:  # nobody has learnt how the lock was left
+                self._released(m.name, died=answer.value & wire.OWNER_DIED != 0)
                 return
-            connection.locks[name] = answer.ticket
+            connection.locks[m.name] = None
         self._reply(connection, answer._replace(ticket=0))
 
     def _release(self, connection: _Connection, m: wire.Release, _: list[int]) -> None:
-        ticket = connection.locks.pop(m.name, 0)
-        self._ask(connection, m._replace(holder=ticket), self._synced)
+        if m.name not in connection.locks:
+            text = f"lock {m.name!r} is not held here: acquire it first"
+            self._reply(connection, wire.Failure(0, "LockNotHeld", text))
+            return
+        del connection.locks[m.name]
+        self._released(m.name, m.died)
+        self._reply(connection, wire.Ready())
+
+    def _released(self, name: str, *, died: bool) -> None:
+        for message in self._locks.released(name, died):
+            self._to_directory(message)
+
+    def recall(self, m: wire.Recall) -> None:
+        """Others want a lock of this node."""
+        for message in self._locks.recalled(m.name):
+            self._to_directory(message)
+
+    def _wait_on(self, connection: _Connection, m: wire.WaitOn, _: list[int]) -> None:
+        if m.lock not in connection.locks:
+            raise errors.ProtocolError(f"lock {m.lock!r} is not held on this connection")
+        # The wait is known to the directory before anybody can get the lock, and notify.
+        question = wire.Acquire(0, m.name, wire.CONDITION, m.wait, m.process, m.thread, m.who)
+        self._synchronise(connection, question, [])
+        del connection.locks[m.lock]
+        self._released(m.lock, died=False)
+
+    def _enroll(self, connection: _Connection, m: wire.Enroll, _: list[int]) -> None:
+        if m.kind == wire.BARRIER:
+            self._take_part(connection, m.process)
+        self._synchronise(connection, m, [])
 
     def _arrive(self, connection: _Connection, m: wire.Arrive, _: list[int]) -> None:
-        self._ask(connection, m, self._synced)
+        self._take_part(connection, m.process)
+        self._synchronise(connection, m, [])
 
-    def _synced(self, connection: _Connection, answer: Any) -> None:
+    def _inspect(self, connection: _Connection, m: wire.Inspect, _: list[int]) -> None:
+        held = self._locks.is_held(m.name, m.kind)
+        if held is None:
+            self._synchronise(connection, m, [])
+        else:
+            self._reply(connection, wire.Answer(0, {"locked": held}))
+
+    def _synchronise(self, connection: _Connection, m: Any, _: list[int]) -> None:
+        self._ask(connection, m, self._synchronised)
+
+    def _synchronised(self, connection: _Connection, answer: Any) -> None:
         self._reply(connection, answer._replace(ticket=0))
 
     def _cancel(self, connection: _Connection, _: wire.Cancel, __: list[int]) -> None:
         ticket = connection.ticket
         if ticket:  # else the answer has overtaken it, and stands
-            self._to_directory(wire.Cancel(ticket))
+            self._to_directory(wire.Cancel(ticket, False))
             self._tickets[ticket] = (*self._tickets[ticket][:2], time.monotonic())
+
+    def _take_part(self, connection: _Connection, process: int) -> None:
+        """The process of this connection has to do with a barrier."""
+        if connection.party is not None:
+            if connection.party.number != process:
+                raise errors.ProtocolError("a connection is that of one process")
+            return
+        party = self._parties.get(process)
+        if party is None:
+            party = self._parties[process] = _Party(process, connection.pid)
+        connection.party = party
+        party.connections += 1
+
+    def _look_for(self, party: _Party) -> None:
+        """Tell the directory if this process has ended."""
+        if party.ended:
+            del self._parties[party.number]
+            party.close()
+            self._to_directory(wire.Gone(party.number))
 
 
 def _spare() -> int:
