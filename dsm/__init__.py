@@ -17,15 +17,21 @@ from dsm.errors import DsmError
 
 if TYPE_CHECKING:
     from dsm.region import Region, attach
-    from dsm.sync import Barrier, Lock
+    from dsm.sync import Barrier, BoundedSemaphore, Condition, Counter, Event, Lock, RLock, Semaphore
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Barrier",
+    "BoundedSemaphore",
+    "Condition",
+    "Counter",
     "DsmError",
+    "Event",
     "Lock",
+    "RLock",
     "Region",
+    "Semaphore",
     "__version__",
     "attach",
     "errors",
@@ -33,7 +39,12 @@ __all__ = [
     "world_size",
 ]
 
-_LAZY = {"Barrier": "dsm.sync", "Lock": "dsm.sync", "Region": "dsm.region", "attach": "dsm.region"}
+_LAZY = {
+    **dict.fromkeys(["Region", "attach"], "dsm.region"),
+    **dict.fromkeys(
+        ["Barrier", "BoundedSemaphore", "Condition", "Counter", "Event", "Lock", "RLock", "Semaphore"], "dsm.sync"
+    ),
+}
 """What only applications need: the services import dsm, too, for its vocabulary."""
 
 

@@ -508,7 +508,7 @@ class Applications:
             self._reply(connection, wire.Failure(0, "LockNotHeld", text))
             return
         del connection.locks[m.name]
-        self._released(m.name, m.died)
+        self._released(m.name, died=m.died)
         self._reply(connection, wire.Ready())
 
     def _released(self, name: str, *, died: bool) -> None:
