@@ -14,6 +14,9 @@ from dsm.wire import ACT, BARRIER
 
 _Key = tuple[int, int]
 
+_ENROLLED_MAX = 1 << 16
+"""Threads that a barrier remembers."""
+
 
 class Barrier(Primitive):
     """A barrier of ``parties``. ``broken``: why nobody can wait at it until it is reset, else empty."""
@@ -42,7 +45,8 @@ class Barrier(Primitive):
 
     def enroll(self, node: int, thread: Thread) -> None:
         """A thread has opened it."""
-        self._enrolled[thread[:2]] = node, thread
+        if not self._note(node, thread):
+            return
         if not self._dead:
             everybody = {key: thread for key, (_, thread) in self._enrolled.items()}
             self._known = everybody if len(everybody) == self.parties else {}
@@ -54,7 +58,7 @@ class Barrier(Primitive):
         if self.broken:
             return [call.failed("BrokenBarrier", f"{self.title} is broken, {self.broken}: reset() mends it")]
         key = call.thread[:2]
-        self._enrolled[key] = call.node, call.thread
+        self._note(call.node, call.thread)
         if self._known and key not in self._known:
             self._known, self._dead = {}, ""
         self._waiting.add(call, self)
@@ -120,6 +124,12 @@ class Barrier(Primitive):
 
     def state(self) -> dict[str, Any]:
         return {"parties": self.parties, "waiting": len(self._arrived), "broken": bool(self.broken)}
+
+    def _note(self, node: int, thread: Thread) -> bool:
+        if len(self._enrolled) >= _ENROLLED_MAX:
+            return False
+        self._enrolled[thread[:2]] = node, thread
+        return True
 
     def _go_on(self) -> Outgoing:
         if self._actor is not None or len(self._arrived) < self.parties:

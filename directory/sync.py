@@ -228,7 +228,7 @@ class SyncMachine:
             raise _not_found(m)
         out = found.post(m.count)
         self._tidy(found)
-        return [*out, (node, Granted(m.ticket, found.value if isinstance(found, Counter) else len(out)))]
+        return [*out, (node, Granted(m.ticket, found.value if isinstance(found, Counter) else 0))]
 
     def _cancel(self, node: int, m: Cancel) -> Outgoing:
         """What was granted before the cancellation came stands."""

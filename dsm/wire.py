@@ -29,6 +29,10 @@ U32 = Annotated[int, Bounds(0, 2**32 - 1)]
 U64 = Annotated[int, Bounds(0, 2**63 - 1)]
 """Page numbers, sizes and addresses; below 2**63 so that they fit the kernel's signed offsets."""
 I64 = Annotated[int, Bounds(-(2**63), 2**63 - 1)]
+Kind = Annotated[int, Bounds(0, 7)]
+"""Of a named primitive: see LOCK and those below it."""
+Wait = Annotated[int, Bounds(0, 2)]
+"""How somebody waits: see TRY, TIMED and FOREVER."""
 Name = Annotated[str, Bounds(1, constants.NAME_CHARS_MAX)]
 _TEXT_CHARS_MAX: Final = 4096
 Text = Annotated[str, Bounds(0, _TEXT_CHARS_MAX)]
@@ -370,8 +374,8 @@ class Acquire(NamedTuple):
 
     ticket: U32
     name: Name
-    kind: U8
-    wait: U8
+    kind: Kind
+    wait: Wait
     process: U64
     thread: U64
     who: Name
@@ -384,7 +388,7 @@ class Post(NamedTuple):
 
     ticket: U32
     name: Name
-    kind: U8
+    kind: Kind
     count: I64
 
 
@@ -394,7 +398,7 @@ class Enroll(NamedTuple):
 
     ticket: U32
     name: Name
-    kind: U8
+    kind: Kind
     value: I64
     process: U64
     thread: U64
@@ -407,7 +411,7 @@ class Arrive(NamedTuple):
     ticket: U32
     name: Name
     parties: U32
-    wait: U8
+    wait: Wait
     act: Flag
     process: U64
     thread: U64
@@ -428,7 +432,7 @@ class Inspect(NamedTuple):
 
     ticket: U32
     name: Name
-    kind: U8
+    kind: Kind
 
 
 class Forget(NamedTuple):
@@ -436,7 +440,7 @@ class Forget(NamedTuple):
 
     ticket: U32
     name: Name
-    kind: U8
+    kind: Kind
 
 
 class Cancel(NamedTuple):
@@ -548,7 +552,7 @@ class WaitOn(NamedTuple):
 
     name: Name
     lock: Name
-    wait: U8
+    wait: Wait
     process: U64
     thread: U64
     who: Name

@@ -14,15 +14,20 @@ TREE = Path(__file__).resolve().parent.parent
 SERVICES = {"directory", "nodes"}
 
 PURE = [
+    "directory/barriers.py",
     "directory/cluster.py",
+    "directory/deadlock.py",
     "directory/holdings.py",
+    "directory/locks.py",
     "directory/machine.py",
     "directory/members.py",
     "directory/others.py",
     "directory/registry.py",
     "directory/rules.py",
+    "directory/semaphores.py",
     "directory/shard.py",
     "directory/sync.py",
+    "directory/waiting.py",
     "dsm/address.py",
     "dsm/codec.py",
     "dsm/constants.py",
@@ -34,6 +39,7 @@ PURE = [
     "dsm/wire.py",
     "nodes/bulk.py",
     "nodes/effects.py",
+    "nodes/locks.py",
     "nodes/machine.py",
     "nodes/outgoing.py",
     "nodes/pages.py",

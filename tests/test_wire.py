@@ -40,12 +40,12 @@ LAYOUT = """
     Unlink(ticket, name)
     Destroy(region)
     Query(ticket, what, region, start, count)
-    Acquire(ticket, name, wait)
-    Release(ticket, name, holder)
-    Arrive(ticket, name, parties)
+    Acquire(ticket, name, kind, wait, process, thread, who)
+    Release(name, died)
+    Arrive(ticket, name, parties, wait, act, process, thread, who)
     BarrierReset(ticket, name, parties, broken)
-    Inspect(ticket, name, parties)
-    Cancel(ticket)
+    Inspect(ticket, name, kind)
+    Cancel(ticket, died)
     Cancelled(ticket)
     Granted(ticket, value)
     Attach(name, size, page_size, create, options)
@@ -62,8 +62,16 @@ LAYOUT = """
     Shards(addresses)
     Enlist(node, name, address)
     JoinShard(address)
+    Post(ticket, name, kind, count)
+    Enroll(ticket, name, kind, value, process, thread, who)
+    Forget(ticket, name, kind)
+    Recall(name)
+    Holds(name, process, thread, who)
+    Return(name, died)
+    Gone(process)
+    WaitOn(name, lock, wait, process, thread, who)
 """
-"""Version 2 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
+"""Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
 
 LIMITS: dict[Any, tuple[type, int, int]] = {
@@ -73,6 +81,8 @@ LIMITS: dict[Any, tuple[type, int, int]] = {
     wire.U64: (int, 0, 2**63 - 1),
     wire.I64: (int, -(2**63), 2**63 - 1),
     wire.Flag: (bool, 0, 1),
+    wire.Kind: (int, 0, 7),
+    wire.Wait: (int, 0, 2),
     wire.Name: (str, 1, 255),
     wire.Text: (str, 0, 4096),
     wire.Options: (dict, 0, 64),
@@ -141,7 +151,7 @@ every_field = pytest.mark.parametrize(
 def test_kinds_and_fields_are_where_they_always_were() -> None:
     pinned = LAYOUT.split("\n")[1:-1]
     now = [f"    {cls.__name__}({', '.join(cls._fields)})" for cls in wire.MESSAGES]
-    assert constants.PROTOCOL_VERSION == 2
+    assert constants.PROTOCOL_VERSION == 3
     assert now[: len(pinned)] == pinned
 
 

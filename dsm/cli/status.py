@@ -64,7 +64,7 @@ def _print(status: dict[str, Any]) -> None:
         console.print(f"this node  {node.get('name', '?')} (pid {node.get('pid', '?')}, up {up_s:.0f} s)", markup=False)
     console.print(_nodes(cluster.get("nodes", [])))
     console.print(_regions(cluster.get("regions", [])))
-    for title in ("shards", "locks", "barriers"):
+    for title in ("shards", "primitives"):
         if cluster.get(title):
             console.print(_anything(title, cluster[title]))
     for made in _of_this_node(node.get("regions", {}), node.get("counters", {})):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 from directory.cluster import Cluster
+from directory.locks import Lock
 from directory.machine import PageMachine
 from nodes.machine import NodeMachine
 
@@ -31,14 +32,13 @@ def rejected(directory: Cluster) -> int:
 
 
 def sync_entries(directory: Cluster, node: int) -> int:
-    """Locks held and calls waiting of a node, counted one by one."""
+    """Locks and waiting calls of a node, counted one by one."""
     sync = directory._sync
-    held = sum(holder[0] == node for holder in sync._holder.values())
-    assert held + sum(waiter[0] == node for waiter in sync._waits_for) == sync._load[node]
-    queued = sum(len(queue) for queue in sync._queues.values())
-    queued += sum(len(barrier.waiting) for barrier in sync._barriers.values())
-    assert queued == len(sync._waits_for)
-    return sync._load[node]
+    waiting = sync._waiting
+    locks = sum(isinstance(one, Lock) and one.node == node for one in sync._named.values())
+    assert locks + len(waiting.of_node(node)) == waiting.load[node]
+    assert sum(one.calls for one in sync._named.values()) == len(waiting)
+    return waiting.load[node]
 
 
 def node_number(directory: Cluster, identity: bytes) -> int:

@@ -333,15 +333,16 @@ class _Service:
     def honest(self, turn: int) -> None:
         """One small program of two honest nodes: a lock, a barrier, a page written here and read there."""
         first, second = _HONEST
-        assert self.ask(first, wire.Acquire, "lock", True) == wire.Granted(self.tickets, 0)
-        held = self.tickets
-        self.tell(second, wire.Acquire(9, "lock", True))
-        assert self.take(second) == []
-        assert self.ask(first, wire.Release, "lock", held) == wire.Granted(self.tickets, 0)
+        one, two = (1, 1, "the first"), (2, 1, "the second")
+        lock = ("lock", wire.LOCK, wire.FOREVER)
+        assert self.ask(first, wire.Acquire, *lock, *one) == wire.Granted(self.tickets, 0)
+        self.tell(second, wire.Acquire(9, *lock, *two))
+        assert (self.take(first), self.take(second)) == ([wire.Recall("lock")], [])
+        self.tell(first, wire.Return("lock", False))
         assert self.take(second) == [wire.Granted(9, 0)]
-        assert self.ask(second, wire.Release, "lock", 9) == wire.Granted(self.tickets, 0)
-        self.tell(first, wire.Arrive(3, "barrier", 2))
-        self.tell(second, wire.Arrive(4, "barrier", 2))
+        self.tell(second, wire.Return("lock", False))
+        self.tell(first, wire.Arrive(3, "barrier", 2, wire.FOREVER, False, *one))
+        self.tell(second, wire.Arrive(4, "barrier", 2, wire.FOREVER, False, *two))
         assert (self.take(first), self.take(second)) == ([wire.Granted(3, 0)], [wire.Granted(4, 1)])
         self._page(turn, turn % _HONEST_PAGES, first, second)
 
@@ -358,7 +359,10 @@ class _Service:
         assert self.take(second) == []
 
 
-_ABOUT_LOCKS = (wire.Acquire, wire.Release, wire.Arrive, wire.BarrierReset, wire.Inspect, wire.Cancel)
+_ABOUT_LOCKS = (
+    wire.Acquire, wire.Post, wire.Enroll, wire.Arrive, wire.BarrierReset, wire.Inspect, wire.Forget, wire.Cancel,
+    wire.Holds, wire.Return, wire.Gone,
+)  # fmt: skip
 
 
 def _to_service(mutator: Mutator, service: _Service) -> None:
@@ -368,7 +372,9 @@ def _to_service(mutator: Mutator, service: _Service) -> None:
         service.malformed(identity)
         return
     message = mutator.message(_ABOUT_LOCKS) if plan.random() < 0.4 else mutator.message()
-    message = _small(mutator, message, region=4, generation=9, start=70, count=3, page=70, op=3, ticket=6, holder=6)
+    message = _small(
+        mutator, message, region=4, generation=9, start=70, count=3, page=70, op=3, ticket=6, process=4, thread=4
+    )
     if "name" in message._fields:  # type: ignore[attr-defined]
         message = message._replace(name=plan.choice(("evil0", "evil1")))  # type: ignore[attr-defined]
     message = _small(mutator, message, parties=4)

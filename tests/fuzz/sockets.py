@@ -239,7 +239,7 @@ def peer(battle: Battle, seed: int, count: int) -> Outcome:
 
 _TO_A_NODE: Final = (
     wire.Attach, wire.Mapped, wire.Detach, wire.Prefetch, wire.StatsQuery, wire.Query, wire.Unlink,
-    wire.Acquire, wire.Release, wire.Inspect, wire.Cancel,
+    wire.Acquire, wire.Release, wire.WaitOn, wire.Post, wire.Enroll, wire.Forget, wire.Inspect, wire.Cancel,
 )  # fmt: skip
 _NOT_TO_A_NODE: Final = [kind for kind in wire.MESSAGES if kind not in (*_TO_A_NODE, wire.Arrive, wire.BarrierReset)]
 
@@ -301,7 +301,7 @@ def _of_an_application(mutator: Mutator) -> wire.Message:
     if isinstance(message, wire.Attach):
         message = message._replace(size=min(message.size, 1 << 20), options={})
     if isinstance(message, wire.Acquire):
-        message = message._replace(wait=False)
+        message = message._replace(wait=wire.TRY)
     if isinstance(message, wire.Query):
         message = message._replace(what="here")
     return message  # type: ignore[no-any-return]
@@ -350,7 +350,9 @@ def conversation(battle: Battle, seed: int, count: int) -> Outcome:
 
 def _is_over(battle: Battle) -> bool:
     cluster = battle.cluster.status()["cluster"]
-    return not cluster["locks"] and [region["name"] for region in cluster["regions"]] == ["probe"]
+    return not any(one["calls"] for one in cluster["primitives"]) and [
+        region["name"] for region in cluster["regions"]
+    ] == ["probe"]
 
 
 # --- connections ----------------------------------------------------------------------------------------------------

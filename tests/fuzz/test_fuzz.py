@@ -18,7 +18,7 @@ from fuzzing import IN_PROCESS
 from report import Outcome
 
 from directory.machine import PageMachine
-from directory.sync import SyncMachine
+from directory.waiting import Waiting
 from dsm import local, wire
 from dsm.errors import Violation
 from nodes.machine import NodeMachine
@@ -122,7 +122,7 @@ def ignores_generations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lets_a_ticket_wait_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What crashed the directory once."""
-    monkeypatch.setattr(SyncMachine, "_may_wait", lambda *_: True)
+    monkeypatch.setattr(Waiting, "may_wait", lambda *_: True)
 
 
 @pytest.mark.parametrize(

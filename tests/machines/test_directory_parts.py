@@ -1,4 +1,4 @@
-"""The directory's pure parts one by one: holdings, registry, locks and barriers, and messages that the rules forbid."""
+"""The directory's pure parts one by one: holdings, registry, and messages that the rules forbid."""
 
 from __future__ import annotations
 
@@ -9,30 +9,20 @@ import pytest
 from directory.holdings import EXCLUSIVE, LOST, SHARED, Holding, Holdings, nodes_in, without
 from directory.machine import PageMachine
 from directory.registry import Registry
-from directory.sync import SyncMachine
 from dsm import errors
 from dsm.wire import (
     EVICT,
     READ,
     WRITE,
-    Acquire,
-    Answer,
-    Arrive,
-    BarrierReset,
-    Cancel,
-    Cancelled,
     Done,
-    Failure,
     Fetch,
     GaveUp,
     Grant,
-    Granted,
     Hurry,
     Inspect,
     Open,
     Orphan,
     Refuse,
-    Release,
     Request,
 )
 
@@ -303,119 +293,3 @@ def test_a_node_that_leaves_detaches() -> None:
     region, _ = registry.open(1, question("a", 5000))
     registry.unlink("a")
     assert registry.forget_node(1) == {region.number: set()}
-
-
-# --- locks and barriers ----------------------------------------------------------------------------------
-
-
-def test_a_lock_goes_to_who_came_first() -> None:
-    sync = SyncMachine()
-    assert sync.step(1, Acquire(1, "l", True)) == [(1, Granted(1, 0))]
-    assert sync.step(2, Acquire(1, "l", True)) == sync.step(1, Acquire(2, "l", True)) == []
-    assert sync.step(2, Acquire(9, "l", False)) == [(2, Cancelled(9))]
-    assert sync.step(1, Release(3, "l", 1)) == [(1, Granted(3, 0)), (2, Granted(1, 0))]
-    assert sync.step(2, Release(3, "l", 1)) == [(2, Granted(3, 0)), (1, Granted(2, 0))]
-    assert sync.step(1, Inspect(4, "l", 0)) == [(1, Answer(4, {"locked": True}))]
-
-
-@pytest.mark.parametrize("holder", [(1, 7), (2, 1)])
-def test_only_the_holder_releases(holder: tuple[int, int]) -> None:
-    sync = SyncMachine()
-    sync.step(1, Acquire(1, "l", True))
-    (told,) = sync.step(holder[0], Release(5, "l", holder[1]))
-    assert isinstance(told[1], Failure) and told[1].error == "LockNotHeld"
-
-
-def test_a_waiter_that_gives_up_is_answered_once_whatever_crosses() -> None:
-    sync = SyncMachine()
-    sync.step(1, Acquire(1, "l", True))
-    sync.step(2, Acquire(2, "l", True))
-    assert sync.step(2, Cancel(2)) == [(2, Cancelled(2))]
-    assert sync.step(2, Cancel(2)) == sync.step(1, Cancel(1)) == []
-    assert sync.step(1, Release(3, "l", 1)) == [(1, Granted(3, 0))]
-
-
-def test_the_locks_and_places_of_a_node_that_leaves_pass_on() -> None:
-    sync = SyncMachine()
-    sync.step(1, Acquire(1, "l", True))
-    sync.step(1, Acquire(2, "l", True))
-    sync.step(2, Acquire(3, "l", True))
-    assert sync.forget_node(1) == [(2, Granted(3, 0))]
-
-
-def test_a_node_leaves_with_several_of_its_processes_at_one_barrier() -> None:
-    sync = SyncMachine()
-    sync.step(1, Arrive(1, "b", 4))
-    sync.step(2, Arrive(1, "b", 4))
-    sync.step(1, Arrive(2, "b", 4))
-    ((to, told),) = sync.forget_node(1)
-    assert to == 2 and isinstance(told, Failure) and told.error == "BrokenBarrier"
-
-
-def test_a_barrier_opens_when_it_is_full_and_again() -> None:
-    sync = SyncMachine()
-    for ticket in (1, 3):
-        assert sync.step(1, Arrive(ticket, "b", 2)) == []
-        assert sync.step(2, Arrive(ticket, "b", 2)) == [(1, Granted(ticket, 0)), (2, Granted(ticket, 1))]
-    assert sync.status()["barriers"] == []
-
-
-def test_another_number_of_parties_is_refused_while_somebody_waits() -> None:
-    sync = SyncMachine()
-    sync.step(1, Arrive(1, "b", 2))
-    (told,) = sync.step(2, Arrive(1, "b", 3))
-    assert isinstance(told[1], Failure) and told[1].error == "BarrierMismatch"
-
-
-@pytest.mark.parametrize("how", [Cancel(1), BarrierReset(7, "b", 3, True)], ids=repr)
-def test_a_barrier_breaks_for_all_and_stays_broken_until_it_is_reset(how: Any) -> None:
-    sync = SyncMachine()
-    sync.step(1, Arrive(1, "b", 3))
-    sync.step(2, Arrive(1, "b", 3))
-    told = [message for to, message in sync.step(1, how) if to == 2]
-    assert isinstance(told[0], Failure) and told[0].error == "BrokenBarrier"
-    (refused,) = sync.step(3, Arrive(1, "b", 3))
-    assert isinstance(refused[1], Failure) and refused[1].error == "BrokenBarrier"
-    sync.step(3, BarrierReset(2, "b", 3, False))
-    assert sync.step(3, Arrive(3, "b", 3)) == []
-
-
-def test_a_barrier_breaks_once_for_a_node_that_leaves_with_several_who_wait_there() -> None:
-    sync = SyncMachine()
-    sync.step(1, Arrive(1, "b", 5))
-    sync.step(1, Arrive(2, "b", 5))
-    sync.step(2, Arrive(1, "b", 5))
-    (told,) = sync.forget_node(1)
-    assert told[0] == 2 and told[1][1] == "BrokenBarrier"
-
-
-@pytest.mark.parametrize("again", [Acquire(5, "l", True), Acquire(5, "other", True), Arrive(5, "b", 2)], ids=repr)
-def test_a_ticket_waits_for_one_thing(again: Any) -> None:
-    sync = SyncMachine()
-    sync.step(1, Acquire(1, "l", True))
-    sync.step(2, Acquire(5, "l", True))
-    assert (sync.step(2, again), sync.rejected) == ([], 1)
-    assert sync.step(1, Release(2, "l", 1)) == [(1, Granted(2, 0)), (2, Granted(5, 0))]
-    assert sync.step(2, Release(6, "l", 5)) == [(2, Granted(6, 0))]
-
-
-def test_what_one_node_may_hold_and_wait_for_is_bounded_and_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directory.sync._NODE_MAX", 4)
-    monkeypatch.setattr("directory.sync._BARRIERS_MAX", 1)
-    sync = SyncMachine()
-    for _ in range(3):
-        sync.step(1, Acquire(1, "l", True))
-        sync.step(2, Acquire(1, "m", True))
-        sync.step(1, Acquire(2, "m", True))
-        sync.step(1, Arrive(3, "b", 2))
-        sync.step(1, Acquire(4, "l", True))
-        before = sync.rejected
-        assert sync.step(1, Acquire(5, "n", True)) == [] and sync.rejected == before + 1
-        assert sync.step(2, Arrive(5, "another", 2))[0][1][1] == "BarrierMismatch"
-        sync.step(2, Arrive(2, "b", 2))
-        sync.step(2, Release(3, "m", 1))
-        sync.step(1, Release(6, "m", 2))
-        sync.step(1, Release(7, "l", 1))
-        sync.step(1, Release(8, "l", 4))
-    assert sync.status() == {"locks": [], "barriers": []}
-    assert not any(sync._load.values())

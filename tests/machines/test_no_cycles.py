@@ -26,7 +26,7 @@ def converse(cluster: Cluster, dice: random.Random) -> None:
             if type(m) in (wire.Grant, wire.Fetch):
                 cluster.step(to, wire.Done(m[0], m[1], m[2], m[3]), 0.0)
         answers.clear()
-        cluster.step(name, wire.Acquire(generation, "lock", True), 0.0)
+        cluster.step(name, wire.Acquire(generation, "lock", wire.LOCK, wire.FOREVER, 1, generation, "somebody"), 0.0)
         try:
             wire.decode(dice.randbytes(30))
         except DsmError as error:

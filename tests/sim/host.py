@@ -94,6 +94,7 @@ class Host:
             wire.MemberLeft: self.pager.member_left,
             wire.Fenced: self._fence,
             wire.Destroy: lambda m: self.pager.destroy(m.region),
+            wire.Recall: lambda m: self.applications.recall(m),
         }
         self.world.periodically(self.world.spread(1000 * US, S), self._heartbeat)
 

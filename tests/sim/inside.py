@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from directory.barriers import Barrier
 from directory.cluster import Cluster
 from directory.holdings import EXCLUSIVE, LOST, SHARED, UNTOUCHED
 from directory.machine import PageMachine
@@ -36,9 +37,9 @@ def busy_in_directory(directory: Cluster) -> list[str]:
         for number, region in _pages(directory)._regions.items()
         for index, extent in region.extents.items()
     ]
-    sync = directory._sync
-    found += [f"lock {name} held by {holder}" for name, holder in sync._holder.items()]
-    return found + [f"{waiter} waits for {what}" for waiter, what in sync._waits_for.items()]
+    primitives = directory._sync._named.values()
+    found += [f"{one.title} is waited for by {one.calls}" for one in primitives if one.calls]
+    return found + [f"{one.title} is {one.state()}" for one in primitives if isinstance(one, Barrier)]
 
 
 def held(pager: Pager, region: int, page: int) -> int:
@@ -68,6 +69,7 @@ def busy_on_node(pager: Pager, applications: Any) -> list[str]:
         for what in ("asks", "waiters", "held", "deferred", "prefetches"):
             if getattr(region, what):
                 found.append(f"region {number}: {what} {getattr(region, what)}")
+    found += [f"lock {name!r} is held" for name, lock in applications._locks._locks.items() if lock.held]
     if applications._tickets:
         found.append(f"tickets {sorted(applications._tickets)}")
     if applications._connections or applications._silent:

@@ -414,7 +414,12 @@ class Kernel:
             pidfd_open=self.pidfd_open, getuid=lambda: 0, getpid=lambda: 1, open=lambda *_: self.new_fd(),
             O_RDONLY=os.O_RDONLY, O_CLOEXEC=os.O_CLOEXEC,
         )  # fmt: skip
-        packets = SimpleNamespace(receive=self.receive, send=self.send, peer=lambda pipe: (pipe.process.pid, 0, 0))
+        packets = SimpleNamespace(
+            receive=self.receive,
+            send=self.send,
+            peer=lambda pipe: (pipe.process.pid, 0, 0),
+            ended=lambda pidfd: not self.processes[pidfd].alive,
+        )
         signals = SimpleNamespace(pidfd_send_signal=self.send_signal, SIGKILL=9)
         clock = SimpleNamespace(monotonic=lambda: self.world.now / 1e9)
         replaced: list[tuple[Any, str, Any]] = [

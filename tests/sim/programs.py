@@ -140,7 +140,7 @@ class Thread:
     def _impatient(self, sleep: int, ask: Ask) -> None:
         if sleep == self._sleep and self.waits_for is ask and not ask.pipe.closed_there:
             self.process.host.world.counts["cancelled question"] += 1
-            ask.pipe.put((wire.encode(wire.Cancel(0)), []))
+            ask.pipe.put((wire.encode(wire.Cancel(0, False)), []))
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -363,7 +363,8 @@ def unlink(process: Process, name: str) -> Call:
 def acquire(process: Process, name: str, patience: int = 0) -> Call:
     """A lock; returns the connection that holds it, or None if patience has run out."""
     pipe = process.idle_pipe()
-    answer = yield Ask(pipe, wire.Acquire(0, name, True), (), patience)
+    how = wire.TIMED if patience else wire.FOREVER
+    answer = yield Ask(pipe, wire.Acquire(0, name, wire.LOCK, how, *_who(process, pipe)), (), patience)
     if isinstance(answer, wire.Granted):
         return pipe
     process.idle.append(pipe)
@@ -372,12 +373,17 @@ def acquire(process: Process, name: str, patience: int = 0) -> Call:
 
 def release(process: Process, name: str, held: Pipe) -> Call:
     """Give a lock back."""
-    yield Ask(held, wire.Release(0, name, 0))
+    yield Ask(held, wire.Release(name, False))
     process.idle.append(held)
+
+
+def _who(process: Process, pipe: Pipe) -> tuple[int, int, str]:
+    """Whoever waits, waits on a pipe of its own."""
+    return process.host.number << 32 | process.pid, id(pipe) >> 4, f"process {process.pid} of {process.host.name}"
 
 
 def barrier(process: Process, name: str, parties: int) -> Call:
     """Wait for the others."""
     pipe = process.idle_pipe()
-    yield Ask(pipe, wire.Arrive(0, name, parties))
+    yield Ask(pipe, wire.Arrive(0, name, parties, wire.FOREVER, False, *_who(process, pipe)))
     process.idle.append(pipe)

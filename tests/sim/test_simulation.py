@@ -18,13 +18,16 @@ from processes import at_a_terminal, children, is_deaf
 
 import nodes.memory
 from directory.cluster import Cluster, Outgoing
+from directory.locks import Lock
 from directory.registry import Registry
 from directory.sync import SyncMachine
+from directory.waiting import Call
 from dsm import wire
 from dsm.constants import PAGE_BYTES
 from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
+from nodes.locks import Locks
 from nodes.memory import RegionMemory
 from nodes.pager import Pager
 
@@ -181,18 +184,29 @@ def send_everything_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def grant_a_lock_twice(patch: pytest.MonkeyPatch) -> None:
-    def generous(self: SyncMachine, node: int, m: wire.Acquire) -> list[tuple[int, wire.Message]]:
-        self._holder[m.name] = node, m.ticket
-        return [(node, wire.Granted(m.ticket, 0))]
+    def generous(self: Lock, call: Call) -> list[tuple[int, wire.Message]]:
+        self.node = call.node
+        return [call.granted()]
 
-    patch.setattr(SyncMachine, "_acquire", generous)
+    patch.setattr(Lock, "acquire", generous)
+
+
+def take_a_lock_that_is_recalled(patch: pytest.MonkeyPatch) -> None:
+    """A node that gives a lock back keeps it all the same."""
+
+    def greedy(self: Locks, name: str, died: bool = False) -> wire.Return:
+        self._locks[name].recalled = False
+        self._free[name] = None
+        return wire.Return(name, died)
+
+    patch.setattr(Locks, "_give_back", greedy)
 
 
 def break_a_barrier_twice(patch: pytest.MonkeyPatch) -> None:
     """As it was: of two waiters of a node at one barrier, the first takes the other with it."""
 
     def careless(self: SyncMachine, node: int) -> list[tuple[int, wire.Message]]:
-        return [told for waiter in [w for w in self._waits_for if w[0] == node] for told in self._give_up(waiter)]
+        return [told for call in self._waiting.of_node(node) for told in self._end(call)]
 
     patch.setattr(SyncMachine, "forget_node", careless)
 
@@ -222,6 +236,7 @@ BUGS: list[Break] = [
     send_nothing_again,
     send_everything_again,
     grant_a_lock_twice,
+    take_a_lock_that_is_recalled,
     break_a_barrier_twice,
     forget_to_close,
 ]

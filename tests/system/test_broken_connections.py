@@ -135,4 +135,4 @@ def test_who_waits_goes_on_after_every_connection_broke(cluster3: Cluster) -> No
 
 
 def waiting(cluster: Cluster) -> list[Any]:
-    return [lock["waiting"] for lock in cluster.status()["cluster"]["locks"]]
+    return [lock["calls"] for lock in cluster.status()["cluster"]["primitives"] if lock["kind"] == "lock"]

@@ -59,24 +59,35 @@ def test_packets_that_are_too_large_or_carry_too_much(cluster: Cluster, probe: P
     probe()
 
 
+_SYNCHRONISE = (
+    wire.Unlink | wire.Acquire | wire.Release | wire.Arrive | wire.BarrierReset | wire.Post | wire.Enroll | wire.Forget
+)
+
+
 def test_messages_at_the_wrong_moment(cluster: Cluster, probe: Probe) -> None:
     """What only services say, what needs a mapping, and what comes while something else is awaited."""
     for message in lawless(random.Random(SEED)):
-        if not isinstance(message, wire.Unlink | wire.Acquire | wire.Release | wire.Arrive | wire.BarrierReset):
+        if not isinstance(message, _SYNCHRONISE):
             with connected(cluster) as sock:
                 local.send(sock, message)
                 if isinstance(message, wire.Inspect):
                     assert isinstance(local.receive(sock)[0], wire.Answer)
                 elif not isinstance(message, wire.Cancel):  # it has come too late, so nothing is said
                     is_told_and_dropped(sock, {"ProtocolError"})
-    for second in (wire.Acquire(0, "other", True), wire.Attach("probe", 0, 0, 2, {}), wire.Arrive(0, "b", 2)):
+    me, another = (1, 1, "a thread"), (1, 2, "another")
+    seconds = (
+        wire.Acquire(0, "other", wire.LOCK, wire.FOREVER, *another),
+        wire.Attach("probe", 0, 0, 2, {}),
+        wire.Arrive(0, "b", 2, wire.FOREVER, False, *another),
+    )
+    for second in seconds:
         with connected(cluster) as holder, connected(cluster) as sock:
-            local.send(holder, wire.Acquire(0, "lock", True))
-            assert local.receive(holder)[0] == wire.Granted(0, 0)
-            local.send(sock, wire.Acquire(0, "lock", True))
+            local.send(holder, wire.Acquire(0, "lock", wire.LOCK, wire.FOREVER, *me))
+            assert isinstance(local.receive(holder)[0], wire.Granted)
+            local.send(sock, wire.Acquire(0, "lock", wire.LOCK, wire.FOREVER, *another))
             local.send(sock, second)
             is_told_and_dropped(sock, {"ProtocolError"})
-        until(lambda: cluster.status()["cluster"]["locks"] == [], "the end of the locks")
+        until(lambda: not any(one["calls"] for one in cluster.status()["cluster"]["primitives"]), "nobody to wait")
     probe()
 
 
@@ -323,7 +334,7 @@ def attach_and_leave_in_the_middle(times: int) -> int:
             local.send(sock, wire.Prefetch(0, 100_000, True))
             sock.close()
         if number % 4 == 3:
-            local.send(sock, wire.Acquire(0, "held", True))
+            local.send(sock, wire.Acquire(0, "held", wire.LOCK, wire.FOREVER, 1, 1, "a thread"))
             sock.shutdown(socket.SHUT_WR)
         kept.append((sock, pages if number % 4 else None, uffd))
     return len(kept)
