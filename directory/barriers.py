@@ -40,6 +40,11 @@ class Barrier(Primitive):
         return bool(self.broken or self._arrived or self._actor or self._enrolled)
 
     @property
+    def is_idle(self) -> bool:
+        """Nobody waits, and it is not broken: it may as well begin again with another number of parties."""
+        return not (self.broken or self._arrived or self._actor)
+
+    @property
     def calls(self) -> int:
         return len(self._arrived) + len(self._acting)
 

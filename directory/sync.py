@@ -292,6 +292,8 @@ class SyncMachine:
         if not 0 < parties < 2**32:
             raise errors.BarrierMismatch(f"a barrier needs at least one party, not {parties}")
         made = cast(Barrier, self._find_or_make(name, BARRIER, lambda: Barrier(name, parties, self._waiting)))
+        if made.parties != parties and made.is_idle:
+            self._named[name] = made = Barrier(name, parties, self._waiting)
         if made.parties != parties:
             raise errors.BarrierMismatch(
                 f"barrier {name!r} has {made.parties} parties, not {parties}: every party must give the same number"

@@ -95,12 +95,10 @@ def _patience(blocking: bool, timeout: float | None) -> float | None:
     """How many seconds to wait, None for ever. As :meth:`threading.Lock.acquire` has it: -1 is for ever."""
     if timeout is None:
         timeout = -1
-    if not blocking and timeout != -1:
-        raise InvalidArgument("a non-blocking acquire has no timeout: give one or the other")
-    if timeout < 0 and timeout != -1:
-        raise InvalidArgument(f"timeout counts seconds, 0 or more, not {timeout!r}; -1 waits for ever")
-    if timeout > threading.TIMEOUT_MAX:
-        raise OverflowError(f"timeout {timeout!r} is longer than {threading.TIMEOUT_MAX} s")
+    try:
+        threading.Lock().acquire(blocking, timeout)  # by its own rules, for what it refuses
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
     if not blocking:
         return 0.0
     return None if timeout == -1 else float(timeout)
