@@ -21,7 +21,18 @@ _ENROLLED_MAX = 1 << 16
 class Barrier(Primitive):
     """A barrier of ``parties``. ``broken``: why nobody can wait at it until it is reset, else empty."""
 
-    __slots__ = ("_acting", "_actor", "_arrived", "_dead", "_enrolled", "_known", "_waiting", "broken", "parties")
+    __slots__ = (
+        "_acting",
+        "_actor",
+        "_arrived",
+        "_dead",
+        "_enrolled",
+        "_known",
+        "_met",
+        "_waiting",
+        "broken",
+        "parties",
+    )
 
     def __init__(self, name: str, parties: int, waiting: Waiting) -> None:
         super().__init__(name, BARRIER)
@@ -33,6 +44,7 @@ class Barrier(Primitive):
         self._acting: list[tuple[int, Call]] = []  # those who wait for that, with their order of arrival
         self._enrolled: dict[_Key, tuple[int, Thread]] = {}  # living threads that have opened it or come to it
         self._known: dict[_Key, Thread] = {}  # the parties, if they are known
+        self._met = False  # because they came the last time
         self._dead = ""  # which of them has ended
 
     @property
@@ -54,9 +66,9 @@ class Barrier(Primitive):
             return
         if not self._dead:
             everybody = {key: thread for key, (_, thread) in self._enrolled.items()}
-            self._known = everybody if len(everybody) == self.parties else {}
+            self._know(everybody if len(everybody) == self.parties else {}, met=False)
         elif thread[:2] not in self._known:  # somebody takes the place of the dead
-            self._known, self._dead = {}, ""
+            self._know({}, met=False)
 
     def arrive(self, call: Call, act: bool) -> Outgoing:
         """A party has come: let all go if it is the last."""
@@ -65,7 +77,7 @@ class Barrier(Primitive):
         key = call.thread[:2]
         self._note(call.node, call.thread)
         if self._known and key not in self._known:
-            self._known, self._dead = {}, ""
+            self._know({}, met=False)
         self._waiting.add(call, self)
         self._arrived.append(call)
         call.act = act
@@ -87,8 +99,8 @@ class Barrier(Primitive):
         """Wake everybody who waits; as new, or left broken."""
         out = self._fail("BrokenBarrier", "was aborted" if broken else "was reset")
         if not broken:
-            self.broken = self._dead = ""
-            self._known = {}
+            self.broken = ""
+            self._know({}, met=False)
         return out
 
     def leave(self, call: Call) -> Outgoing:
@@ -100,14 +112,17 @@ class Barrier(Primitive):
         self._remove(call)
         return self._fail("PartyDied", f"lost {call.thread.who}, a party that has ended")
 
-    def gone(self, process: int) -> Outgoing:
-        """A process has ended."""
+    def gone(self, process: int, died: bool) -> Outgoing:
+        """A process has ended. In good order, it may have opened the barrier only to look at it."""
         for key in [key for key in self._enrolled if key[0] == process]:
             del self._enrolled[key]
         if self._actor is not None and self._actor[1].process == process:
             return self._fail("PartyDied", f"lost {self._actor[1].who}, which ran the action and has ended")
         dead = next((thread for key, thread in self._known.items() if key[0] == process), None)
         if dead is None or self.broken:
+            return []
+        if not (died or self._met):
+            self._known = {}
             return []
         self._dead = dead.who
         if not self._arrived:
@@ -130,6 +145,9 @@ class Barrier(Primitive):
     def state(self) -> dict[str, Any]:
         return {"parties": self.parties, "waiting": len(self._arrived), "broken": bool(self.broken)}
 
+    def _know(self, parties: dict[_Key, Thread], *, met: bool) -> None:
+        self._known, self._met, self._dead = parties, met, ""
+
     def _note(self, node: int, thread: Thread) -> bool:
         if len(self._enrolled) >= _ENROLLED_MAX:
             return False
@@ -140,9 +158,7 @@ class Barrier(Primitive):
         if self._actor is not None or len(self._arrived) < self.parties:
             return []
         arrived, self._arrived = self._arrived[: self.parties], self._arrived[self.parties :]
-        self._known = {call.thread[:2]: call.thread for call in arrived}
-        if len(self._known) < self.parties:  # a thread of which the process has several under one number
-            self._known = {}
+        self._know({call.thread[:2]: call.thread for call in arrived}, met=True)
         actor = max((order for order, call in enumerate(arrived) if call.act), default=-1)
         if actor < 0:
             for call in arrived:

@@ -100,7 +100,7 @@ class SyncMachine:
                 out += self._passed_on(primitive, primitive.returned(died=True))
             elif isinstance(primitive, Barrier):
                 for process in primitive.processes_of(node):
-                    out += primitive.gone(process)
+                    out += primitive.gone(process, died=True)
                 self._tidy(primitive)
         del self._waiting.load[node]
         return [(to, message) for to, message in out if to != node]
@@ -316,7 +316,7 @@ class SyncMachine:
         out: Outgoing = []
         for barrier in [one for one in self._named.values() if isinstance(one, Barrier)]:
             if m.process in barrier.processes_of(node):
-                out += barrier.gone(m.process)
+                out += barrier.gone(m.process, m.died)
                 self._tidy(barrier)
         return out
 

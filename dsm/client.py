@@ -236,6 +236,12 @@ def borrowed() -> Iterator[Connection]:
     give_back(connection)
 
 
+def say_goodbye(message: wire.Message) -> None:
+    """Tell the agent something at the end of this process, if it has a connection to it still."""
+    with contextlib.suppress(errors.DsmError, IndexError):
+        _idle.pop().ask(message, wire.Ready)
+
+
 # -- finding an agent ----------------------------------------------------------------------------------
 
 _started: Final[list[subprocess.Popen[bytes]]] = []

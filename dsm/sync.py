@@ -8,6 +8,7 @@ pickled, and go through ``fork``, ``forkserver`` and ``spawn``.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -40,6 +41,11 @@ def _renew_process() -> None:
 
 _renew_process()
 os.register_at_fork(after_in_child=_renew_process)
+
+
+def _say_goodbye() -> None:
+    """Whoever ends in good order was, perhaps, no party of the barriers that it opened."""
+    client.say_goodbye(wire.Gone(_process, False))
 
 
 def _me() -> tuple[int, int, str]:
@@ -536,6 +542,8 @@ class Barrier(_Primitive):
     def __init__(self, name: str, parties: int, action: _Action | None = None, timeout: float | None = None) -> None:
         self._set_up(name, parties, action, timeout)
         self._ask(wire.Enroll(0, name, self._kind, parties, *_me()))
+        atexit.unregister(_say_goodbye)
+        atexit.register(_say_goodbye)
 
     def _set_up(self, name: str, parties: int, action: _Action | None, timeout: float | None) -> None:
         _Primitive.__init__(self, name)

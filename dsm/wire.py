@@ -489,9 +489,10 @@ class Return(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A process that was a party of a barrier has ended."""
+    """A process that has to do with a barrier has ended, or is about to. ``died``: without having said so to its node."""
 
     process: U64
+    died: Flag
 
 
 # --- application -> node (Unix socket), and back --------------------------------------------------------

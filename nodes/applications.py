@@ -65,12 +65,13 @@ class _Connection:
 class _Party:
     """A process that has to do with a barrier: the directory is to know when it has ended."""
 
-    __slots__ = ("connections", "number", "pidfd")
+    __slots__ = ("connections", "died", "number", "pidfd")
 
     def __init__(self, number: int, pid: int) -> None:
         self.number = number
         self.pidfd = os.pidfd_open(pid) if pid else -1
         self.connections = 0
+        self.died = True  # if it ends without another word
 
     @property
     def ended(self) -> bool:
@@ -132,6 +133,7 @@ class Applications:
             wire.BarrierReset: self._synchronise,
             wire.Forget: self._synchronise,
             wire.Inspect: self._inspect,
+            wire.Gone: self._gone,
             wire.Cancel: self._cancel,
         }
         agent.watch(listener.fileno(), lambda _: self._accept())
@@ -569,12 +571,19 @@ class Applications:
         connection.party = party
         party.connections += 1
 
+    def _gone(self, connection: _Connection, m: wire.Gone, _: list[int]) -> None:
+        """A process is about to end, in good order."""
+        party = self._parties.get(m.process)
+        if party is not None and connection.party in (None, party):
+            party.died = m.died
+        self._reply(connection, wire.Ready())
+
     def _look_for(self, party: _Party) -> None:
         """Tell the directory if this process has ended."""
         if party.ended:
             del self._parties[party.number]
             party.close()
-            self._to_directory(wire.Gone(party.number))
+            self._to_directory(wire.Gone(party.number, party.died))
 
 
 def _spare() -> int:

@@ -68,7 +68,7 @@ LAYOUT = """
     Recall(name)
     Holds(name, process, thread, who)
     Return(name, died)
-    Gone(process)
+    Gone(process, died)
     WaitOn(name, lock, wait, process, thread, who)
 """
 """Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
@@ -165,9 +165,9 @@ def test_no_message_is_listed_twice() -> None:
 
 def test_bytes_on_the_wire() -> None:
     request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
-    assert wire.encode(request) == bytes.fromhex("98 02 00 03 07 cf0000010000000000 10 01 01")
-    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 02 15 05 a4") + b"grid"
-    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 02 25")
+    assert wire.encode(request) == bytes.fromhex("98 03 00 03 07 cf0000010000000000 10 01 01")
+    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 03 15 05 a4") + b"grid"
+    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 03 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
     assert (wire.FAULT, wire.GUESS, wire.PREFETCH) == (0, 1, 2)
 

@@ -39,7 +39,9 @@ def busy_in_directory(directory: Cluster) -> list[str]:
     ]
     primitives = directory._sync._named.values()
     found += [f"{one.title} is waited for by {one.calls}" for one in primitives if one.calls]
-    return found + [f"{one.title} is {one.state()}" for one in primitives if isinstance(one, Barrier)]
+    return found + [
+        f"{one.title} is {one.state()}" for one in primitives if isinstance(one, Barrier) and not one.broken
+    ]
 
 
 def held(pager: Pager, region: int, page: int) -> int:

@@ -379,7 +379,7 @@ def release(process: Process, name: str, held: Pipe) -> Call:
 
 def _who(process: Process, pipe: Pipe) -> tuple[int, int, str]:
     """Whoever waits, waits on a pipe of its own."""
-    return process.host.number << 32 | process.pid, id(pipe) >> 4, f"process {process.pid} of {process.host.name}"
+    return process.host.number << 32 | process.pid, pipe.fileno(), f"process {process.pid} of {process.host.name}"
 
 
 def barrier(process: Process, name: str, parties: int) -> Call:

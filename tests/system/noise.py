@@ -146,7 +146,7 @@ def lawless(plan: random.Random) -> list[wire.Message]:
         wire.Recall("evil"),
         wire.Holds("evil", 1, 1, "a thread"),
         wire.Return("evil", True),
-        wire.Gone(1),
+        wire.Gone(1, True),
         wire.WaitOn("evil", "evil", wire.FOREVER, 1, 1, "a thread"),
     ]
 

@@ -60,7 +60,15 @@ def test_packets_that_are_too_large_or_carry_too_much(cluster: Cluster, probe: P
 
 
 _SYNCHRONISE = (
-    wire.Unlink | wire.Acquire | wire.Release | wire.Arrive | wire.BarrierReset | wire.Post | wire.Enroll | wire.Forget
+    wire.Unlink
+    | wire.Acquire
+    | wire.Release
+    | wire.Arrive
+    | wire.BarrierReset
+    | wire.Post
+    | wire.Enroll
+    | wire.Forget
+    | wire.Gone
 )
 
 
@@ -169,12 +177,12 @@ def test_a_question_whose_asker_never_listens(cluster: Cluster, probe: Probe) ->
 def test_a_status_with_very_much_in_it(cluster: Cluster, probe: Probe) -> None:
     with connected(cluster) as sock:
         for number in range(1200):
-            local.send(sock, wire.Inspect(0, f"{number} {'x' * 200}", 2))
+            local.send(sock, wire.Inspect(0, f"{number} {'x' * 200}", wire.BARRIER))
             assert isinstance(local.receive(sock)[0], wire.Answer)
         local.send(sock, wire.Query(0, "status", 0, 0, 0))
         answer, _ = local.receive(sock)
         assert isinstance(answer, wire.Answer | wire.Failure)
-        local.send(sock, wire.Inspect(0, "still here", 0))
+        local.send(sock, wire.Inspect(0, "still here", wire.LOCK))
         assert isinstance(local.receive(sock)[0], wire.Answer)
     # Whatever was answered, the applications go on. (Probe asks for the status too, which is too large now.)
     for child in probe.children:
