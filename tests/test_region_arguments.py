@@ -312,9 +312,8 @@ def test_an_interrupted_answer_is_not_taken_for_the_next(conversation: tuple[Con
 def test_a_wait_that_times_out_is_cancelled(conversation: tuple[Connection, socket.socket]) -> None:
     ours, theirs = conversation
     waited: list[wire.Message] = []
-    waiter = threading.Thread(
-        target=lambda: waited.append(ours.wait(wire.Acquire(0, "x", wire.LOCK, wire.TIMED, 1, 1, "me"), 0.01))
-    )
+    question = wire.Acquire(0, "x", wire.LOCK, wire.TIMED, 1, 1, "me")
+    waiter = threading.Thread(target=lambda: waited.append(ours.wait(question, 0.01)))
     waiter.start()
     assert local.receive(theirs)[0] == question
     assert local.receive(theirs)[0] == wire.Cancel(0, False)
