@@ -489,7 +489,7 @@ class Return(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A process that has to do with a barrier has ended, or is about to. ``died``: without having said so to its node."""
+    """A process that has to do with a barrier has ended, or is about to. ``died``: without a word to its node."""
 
     process: U64
     died: Flag

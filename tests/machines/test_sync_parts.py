@@ -1,4 +1,4 @@
-"""Named primitives, directory and node: pure parts one by one, and together in every order of messages that chance has."""
+"""Named primitives, directory and node: pure parts one by one, and together in many orders of messages."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_what_nobody_holds_goes_back_when_there_is_too_much_of_it_and_when_the_n
 
 
 class World:
-    """A directory, nodes and threads that take a few locks, with links that are in order and as slow as chance has it."""
+    """A directory, nodes and threads that take a few locks; links are in order, and as slow as chance has it."""
 
     def __init__(self, seed: int, nodes: int, threads: int, names: int) -> None:
         self.chance = random.Random(seed)
@@ -454,7 +454,8 @@ def test_an_action_that_fails_breaks_the_barrier(how: Any, error: str) -> None:
     assert failed(sync.step(2, how)) == [(1, 1, error)]
 
 
-# --- semaphores, events, conditions, counters --------------------------------------------------------------------------
+# --- semaphores, events, conditions, counters
+# --------------------------------------------------------------------------
 
 
 def test_a_semaphore_lets_so_many_in_and_the_others_in_order() -> None:
