@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.alternatives import managed_dict, mpi_windows, ray_objects, redis_values, shared_memory
-from benchmarks.alternatives.child import Absent, Child
-from benchmarks.alternatives.pages import Pages
-from benchmarks.alternatives.peer import (
+from benchmarks.alternatives.alternative import (
     LOCAL_READ,
     LOCAL_SCAN,
     LOCAL_STORE,
@@ -25,12 +23,16 @@ from benchmarks.alternatives.peer import (
     REMOTE_READ,
     SCAN,
     UPGRADE,
-    Peer,
+    Alternative,
 )  # fmt: skip
+from benchmarks.alternatives.client import Absent, Client
+from benchmarks.alternatives.pages import Pages
 from benchmarks.floors import Floors
 from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
 
-PEERS: Final = (redis_values.PEER, ray_objects.PEER, mpi_windows.PEER, managed_dict.PEER, shared_memory.PEER)
+ALTERNATIVES: Final = tuple(
+    module.ALTERNATIVE for module in (redis_values, ray_objects, mpi_windows, managed_dict, shared_memory)
+)
 
 ROUND_TRIP: Final = "pyzmq: 4 KiB there and back"
 """The floor of everything that goes to another process over TCP."""
@@ -48,7 +50,7 @@ def measure(quick: bool, progress: Progress) -> Section:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsm-peers-", dir="/tmp")))
         children = {}
-        for number, peer in enumerate(PEERS):
+        for number, peer in enumerate(ALTERNATIVES):
             progress(f"starting {peer.name}")
             own = folder / str(number)  # a short name: there will be sockets in it
             own.mkdir()
@@ -74,7 +76,7 @@ def measure(quick: bool, progress: Progress) -> Section:
 
 
 @contextlib.contextmanager
-def told(section: Section, peer: Peer) -> Iterator[None]:
+def told(section: Section, peer: Alternative) -> Iterator[None]:
     """If the peer cannot run here, the section tells it, with the reason."""
     try:
         yield
@@ -90,7 +92,7 @@ def _about() -> str:
             "Everything runs on one host over TCP loopback, in turns; who reads an array adds it up. Overwriting an "
             "array that another node has read (`prefetch(write=True)`, then stores) moves no data in dsm: copies are "
             "given up, and the next scan fetches. SET and Put move the data at once: add the scan to compare.",
-            *(peer.about for peer in PEERS),
+            *(peer.about for peer in ALTERNATIVES),
         ]
     )
 
@@ -110,11 +112,11 @@ def dsm(pages: Pages) -> Iterator[Part]:
 def _beside_peers(name: str, unit: str, *bounds: Bound) -> Figure:
     """A figure of dsm beside all that one would have instead of it, and beside the floor if it goes to another node."""
     floor = (ROUND_TRIP,) if name in (REMOTE_READ, UPGRADE) else ()
-    peers = (measured.figure for peer in PEERS for measured in peer.measured if name in measured.instead)
+    peers = (measured.figure for peer in ALTERNATIVES for measured in peer.measured if name in measured.instead)
     return Figure(name, unit, beside=(*floor, *peers), bounds=bounds)
 
 
-def _parts(peer: Peer, child: Child, batch: int) -> Iterator[Part]:
+def _parts(peer: Alternative, child: Client, batch: int) -> Iterator[Part]:
     """What is measured of a peer."""
     for measured in peer.measured:
         floor = (ROUND_TRIP,) if {REMOTE_READ, UPGRADE} & set(measured.instead) else ()

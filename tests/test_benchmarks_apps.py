@@ -45,8 +45,8 @@ def test_the_quick_run() -> None:
             shares = [facts[f"{key} %"] for key in ("compute", "fault", "processor", "barrier", "lock")]
             assert sum(shares) == pytest.approx(100, abs=1)
         assert section["facts"][f"{program.name}: dsm, 2 nodes"]["MB moved"] > 0
-        for peer in program.peers:
-            name = f"{program.name}: {peer.label}"
+        for rival in program.rivals:
+            name = f"{program.name}: {rival.label}"
             assert (name in figures) != (name in section["absent"])
 
 

@@ -15,14 +15,14 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.alternatives import managed_dict, mpi_windows, ray_objects, redis_values, shared_memory
-from benchmarks.alternatives.child import Absent
+from benchmarks.alternatives.alternative import Alternative
+from benchmarks.alternatives.client import Absent
 from benchmarks.alternatives.pages import Pages
-from benchmarks.alternatives.peer import Peer
 from benchmarks.measurements import Section
 
 MARK = "DSM_PEERS_TEST"
 LIMIT_S = 30.0
-INSTALLED = {"hiredis": redis_values.PEER, "ray": ray_objects.PEER, "mpi4py": mpi_windows.PEER}
+INSTALLED = {"hiredis": redis_values.ALTERNATIVE, "ray": ray_objects.ALTERNATIVE, "mpi4py": mpi_windows.ALTERNATIVE}
 """By a module without which they cannot be."""
 
 
@@ -49,7 +49,7 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def told(peer: Peer, folder: Path) -> Section:
+def told(peer: Alternative, folder: Path) -> Section:
     """What a section says of a peer that is started, and that may be absent."""
     section = Section("", "", "")
     with peers.told(section, peer), contextlib.ExitStack() as stack:
@@ -87,28 +87,28 @@ def program(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_is_missing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    absent = told(redis_values.PEER, folder).absent["redis"]
+    absent = told(redis_values.ALTERNATIVE, folder).absent["redis"]
     assert "no program 'redis-server' on the PATH" in absent
     assert "apt-get install redis-server" in absent
 
 
 def test_a_launcher_that_is_missing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi_windows, "LAUNCHER", "no-such-launcher")
-    absent = told(mpi_windows.PEER, folder).absent["mpi4py"]
+    absent = told(mpi_windows.ALTERNATIVE, folder).absent["mpi4py"]
     assert "no program 'no-such-launcher' on the PATH" in absent
-    assert mpi_windows.PEER.install in absent
+    assert mpi_windows.ALTERNATIVE.install in absent
 
 
 def test_one_that_does_not_start_is_told_with_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(folder / "crashing", "echo out of order >&2; exit 3", monkeypatch)
     monkeypatch.setattr(mpi_windows, "LAUNCHER", "crashing")
-    absent = told(mpi_windows.PEER, folder).absent["mpi4py"]
+    absent = told(mpi_windows.ALTERNATIVE, folder).absent["mpi4py"]
     assert "is installed, but does not run here" in absent
     assert "out of order" in absent
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
-def test_one_that_is_here_does_what_is_measured(peer: Peer, folder: Path) -> None:
+@pytest.mark.parametrize("peer", peers.ALTERNATIVES, ids=lambda peer: peer.name)
+def test_one_that_is_here_does_what_is_measured(peer: Alternative, folder: Path) -> None:
     try:
         child = peer.start(folder)
     except Absent as absent:
@@ -145,8 +145,8 @@ def test_the_suite_where_nothing_is_installed(folder: Path, monkeypatch: pytest.
     assert set(section.absent) == {peer.name for peer in INSTALLED.values()}
     there = {figure.name: figure for figure in section.figures}
     assert all(len(figure.samples) == (2 if figure.unit == "µs" else 1) for figure in section.figures)
-    for peer in peers.PEERS:
+    for peer in peers.ALTERNATIVES:
         for measured in peer.measured:
             assert all(measured.figure in there[name].beside for name in measured.instead)
-            assert (measured.figure in there) == (peer in (managed_dict.PEER, shared_memory.PEER))
+            assert (measured.figure in there) == (peer in (managed_dict.ALTERNATIVE, shared_memory.ALTERNATIVE))
     assert section.to_json()["absent"] == section.absent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks.alternatives.child import Child
+from benchmarks.alternatives.client import Client
 
 VALUE: Final = 4096
 """Bytes: a page of dsm, and what every peer is asked for."""
@@ -42,7 +42,7 @@ class Latency:
     instead: tuple[str, ...]
     unit: ClassVar = "µs"
 
-    def measure(self, child: Child, count: int) -> Any:
+    def measure(self, child: Client, count: int) -> Any:
         return child.ask(self.operation, count)
 
 
@@ -55,17 +55,17 @@ class Rate:
     instead: tuple[str, ...]
     unit: ClassVar = "GB/s"
 
-    def measure(self, child: Child, count: int) -> Any:
+    def measure(self, child: Client, count: int) -> Any:
         return child.ask(self.operation)
 
 
 @dataclass(frozen=True)
-class Peer:
+class Alternative:
     """``start`` is given a folder, which is the child's own. Either it or the child's ``ready`` raises
-    :class:`~benchmarks.alternatives.child.Absent`."""
+    :class:`~benchmarks.alternatives.client.Absent`."""
 
     name: str
     install: str
     about: str
     measured: tuple[Latency | Rate, ...]
-    start: Callable[[Path], Child]
+    start: Callable[[Path], Client]
