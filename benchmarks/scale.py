@@ -12,13 +12,13 @@ import contextlib
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import directory_load, directory_memory
+from benchmarks.child import Child, answers, python
 from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
 from directory.machine import PageMachine
 from dsm import launch
@@ -256,7 +256,7 @@ def _memory(quick: bool, progress: Progress) -> tuple[list[Figure], dict[str, di
     figures, facts = [], {}
     for pattern in directory_memory.PATTERNS:
         progress(f"memory: {pattern}")
-        command = [sys.executable, "-m", "benchmarks.directory_memory", pattern, str(pages)]
+        command = python("benchmarks.directory_memory", pattern, str(pages))
         taken = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         bounds = () if quick else (Bound("at most", 160.0, ""),)
         figure = Figure(f"memory, {pattern}", "MB", [taken["bytes"] / 1e6], bounds=bounds)

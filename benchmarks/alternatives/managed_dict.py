@@ -1,4 +1,4 @@
-"""A dict of multiprocessing.Manager as a peer, over TCP. ``python -m benchmarks.alternatives.managed_dict``."""
+"""A dict of multiprocessing.Manager as an alternative, over TCP. ``python -m benchmarks.alternatives.managed_dict``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MPI's one-sided communication as a peer: two ranks over TCP.
+"""MPI's one-sided communication as an alternative: two ranks over TCP.
 
 ``mpiexec -n 2 python -m benchmarks.alternatives.mpi_windows FIFO``
 
