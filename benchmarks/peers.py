@@ -1,4 +1,4 @@
-"""Alternatives: what somebody who does not use dsm would use, run on this host over TCP loopback beside dsm, interleaved.
+"""Alternatives: what one would use instead of dsm, run on this host over TCP loopback beside it, interleaved.
 
 ``make peers`` installs all of them. One that is not there is reported absent, with what to install.
 """
@@ -119,7 +119,7 @@ def _beside(name: str, unit: str, *bounds: Bound) -> Figure:
 
 
 def _parts(alternative: Alternative, child: Client, batch: int) -> Iterator[Part]:
-    """What is measured of a alternative."""
+    """What is measured of an alternative."""
     for measured in alternative.measured:
         floor = (ROUND_TRIP,) if {REMOTE_READ, UPGRADE} & set(measured.instead) else ()
         figure = Figure(measured.figure, measured.unit, beside=floor, note=child.version)

@@ -1,5 +1,5 @@
-"""The alternatives of the benchmarks: an absent one is told with what installs it, one that is here does what is measured and
-leaves nothing behind. Nothing here looks at how fast anything is."""
+"""The alternatives of the benchmarks: an absent one is told with what installs it, one that is here does what is
+measured and leaves nothing behind. Nothing here looks at how fast anything is."""
 
 from __future__ import annotations
 

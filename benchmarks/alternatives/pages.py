@@ -36,31 +36,43 @@ class Pages:
         self._here, self._there, self._neighbour = clients
         self._batch = batch
         self._random = random.Random(1)
-        self._pages: list[int] = []
-        self._byte = 1
-        self._there.ask("store", list(range(PAGES)), self._byte)
+        self._pages = list(range(PAGES))  # of this round
+        self._bytes = [0] * PAGES  # what each was filled with
+        self._stored = 0
+        self._store(self._there)
+        self._byte = 1  # of the array
         self._there.ask("overwrite", self._byte)
+
+    def _load(self, client: Client) -> Any:
+        return client.ask("load", self._pages, [self._bytes[page] for page in self._pages])
+
+    def _store(self, client: Client) -> Any:
+        """Something else than anybody has stored in the last rounds."""
+        self._stored = self._stored % 255 + 1
+        for page in self._pages:
+            self._bytes[page] = self._stored
+        return client.ask("store", self._pages, self._stored)
 
     def remote_read(self) -> Any:
         """Copy pages that are exclusive on the other node, in random order."""
         self._pages = self._random.sample(range(1, PAGES, 2), self._batch)
-        return self._here.ask("load", self._pages, self._byte)
+        return self._load(self._here)
 
     def read_again(self) -> Any:
         """Copy the same pages once more."""
-        return self._here.ask("load", self._pages, self._byte)
+        return self._load(self._here)
 
     def upgrade(self) -> Any:
         """Fill the same pages, of which the other node has copies now."""
-        return self._there.ask("store", self._pages, self._byte)
+        return self._store(self._there)
 
     def neighbour_reads(self) -> Any:
         """Copy the same pages in another process of the node that has written them."""
-        return self._neighbour.ask("load", self._pages, self._byte)
+        return self._load(self._neighbour)
 
     def neighbour_stores(self) -> Any:
         """Fill the same pages in that process: the first time since they came back, so the agent is asked."""
-        return self._neighbour.ask("store", self._pages, self._byte)
+        return self._store(self._neighbour)
 
     def neighbour_adds_up(self) -> Any:
         """Read the array in another process of the node that has written it."""
@@ -87,15 +99,14 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     whole = stack.enter_context(dsm.attach("benchmark.peers.array", shape=ARRAY // 8, dtype="u8"))
     array = whole.array
 
-    def load(pages: list[int], byte: int) -> list[float]:
+    def load(pages: list[int], filled: list[int]) -> list[float]:
         def one(number: int) -> None:
             at = pages[number] * VALUE
             loaded.append(bytes(memory[at : at + VALUE]))
 
         loaded: list[bytes] = []
-        expected = bytes([byte]) * VALUE
         took = each_us(len(pages), one)
-        assert all(value == expected for value in loaded), "a page was stale"
+        assert loaded == [bytes([byte]) * VALUE for byte in filled], "a page was stale"
         return took
 
     def store(pages: list[int], byte: int) -> list[float]:

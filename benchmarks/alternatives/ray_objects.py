@@ -1,4 +1,7 @@
-"""Ray as an alternative: a cluster of two nodes on this host. ``python -m benchmarks.alternatives.ray_objects FOLDER``."""
+"""Ray as an alternative: a cluster of two nodes on this host.
+
+``python -m benchmarks.alternatives.ray_objects FOLDER``
+"""
 
 from __future__ import annotations
 

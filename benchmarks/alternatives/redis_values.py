@@ -1,4 +1,7 @@
-"""Redis as an alternative: a server and a client on this host. ``python -m benchmarks.alternatives.redis_values FOLDER``."""
+"""Redis as an alternative: a server and a client on this host.
+
+``python -m benchmarks.alternatives.redis_values FOLDER``
+"""
 
 from __future__ import annotations
 

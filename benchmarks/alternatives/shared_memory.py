@@ -1,4 +1,7 @@
-"""multiprocessing.shared_memory as an alternative, for one host. ``python -m benchmarks.alternatives.shared_memory``."""
+"""multiprocessing.shared_memory as an alternative, for one host.
+
+``python -m benchmarks.alternatives.shared_memory``
+"""
 
 from __future__ import annotations
 
