@@ -26,7 +26,8 @@ _ENVIRONMENT: Final = {
 _HELLO: Final = """\
 from mpi4py import MPI
 assert MPI.COMM_WORLD.size == 2, "mpirun and mpi4py are of different kinds"
-print("null", flush=True)
+if MPI.COMM_WORLD.rank == 0:
+    print("null", flush=True)
 """
 
 
