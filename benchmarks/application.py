@@ -10,101 +10,85 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
-import select
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from benchmarks.child import Child, answers, python
 from dsm import launch
 
 
-class Application:
+class Application(Child):
     """A child that has made an ``obeying(*arguments)`` and calls its methods when told."""
 
     def __init__(self, obeying: type[Any], *arguments: Any, node: Path | None = None) -> None:
-        command = [sys.executable, "-m", "benchmarks.application", obeying.__module__, obeying.__name__]
-        self._process: Final = subprocess.Popen(
-            command + [json.dumps(argument) for argument in arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=dict(os.environ) | ({"DSM_NODE": str(node)} if node else {}),
-            text=True,
+        super().__init__(
+            python("benchmarks.application", obeying.__module__, obeying.__name__, *map(json.dumps, arguments)),
+            on(node) if node else {},
+            f"an application, {obeying.__name__}" + (f" on {node.name}" if node else ""),
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._commands: Final = self._process.stdin
-        self._answers: Final = self._process.stdout
         self.answer()  # it is ready
 
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Do not wait for the answer."""
-        self._commands.write(json.dumps([method, *arguments]) + "\n")
-        self._commands.flush()
 
-    def answer(self) -> Any:
-        """Of the oldest command that has none yet."""
-        line = self._answers.readline()
-        if not line:
-            how = launch.how_it_ended(self._process.wait())
-            self.end()
-            raise RuntimeError(f"an application of the benchmark ended ({how}): what it wrote on stderr says why")
-        return json.loads(line)
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Tell, and wait for the answer."""
-        self.tell(method, *arguments)
-        return self.answer()
-
-    @property
-    def has_answered(self) -> bool:
-        """Would :meth:`answer` return at once?"""
-        return bool(select.select([self._answers], [], [], 0)[0])
-
-    def end(self) -> None:
-        """Kill it: it may be in a page fault."""
-        self._process.kill()
-        self._process.wait()
-        self._commands.close()
-        self._answers.close()
+def on(node: Path) -> dict[str, str]:
+    """The environment of an application of a node, which is given by its socket."""
+    return {"DSM_NODE": str(node)}
 
 
-def together(*commands: tuple[Application, Any]) -> list[Any]:
+def together(*commands: tuple[Child, Any]) -> list[Any]:
     """Tell each ``(application, [method, argument...])``, then collect the answers."""
     for application, command in commands:
         application.tell(*command)
-    return [application.answer() for application, _ in commands]
+    return answers(*(application for application, _ in commands))
+
+
+def record(folder: Path, service: str) -> Path:
+    """Where a traced service of a cluster writes what it did when."""
+    return folder / f"{service}.json"
 
 
 class Cluster:
-    """A directory and nodes on this host, and the applications that run on them."""
+    """A directory and nodes on this host, and the applications that run on them; ``services`` by name.
 
-    def __init__(self, folder: Path, done: contextlib.ExitStack) -> None:
+    All end with ``done``, the applications first. ``traced``: each service leaves a :func:`record` in ``folder`` then.
+    """
+
+    def __init__(self, folder: Path, done: contextlib.ExitStack, traced: bool = False) -> None:
         self._folder = folder
-        self._done = done
-        self._nodes = 0
-        self._directory = launch.start_directory()
-        done.callback(self._directory.stop)
+        self._traced = traced
+        self._ends = done.enter_context(contextlib.ExitStack())
+        self._applications = done.enter_context(contextlib.ExitStack())
+        self._directory = launch.start_directory(trace=self._trace("directory"))
+        self._ends.callback(self._directory.stop)
+        self.services = {"directory": self._directory}
 
-    def node(self) -> Path:
+    def node(self, name: str = "") -> Path:
         """Start another node; its socket."""
-        self._nodes += 1
-        path = self._folder / f"node{self._nodes}"
-        self._done.callback(launch.start_node(self._directory.address, socket=path, name=path.name).stop)
+        path = self._folder / (name or f"node{len(self.services)}")
+        node = launch.start_node(self._directory.address, socket=path, name=path.name, trace=self._trace(path.name))
+        self._ends.callback(node.stop)
+        self.services[path.name] = node
         return path
+
+    def _trace(self, service: str) -> Path | None:
+        return record(self._folder, service) if self._traced else None
 
     def start(self, node: Path, obeying: type[Any], *arguments: Any) -> Application:
         """Start an application on a node."""
         application = Application(obeying, *arguments, node=node)
-        self._done.callback(application.end)
+        self.keep(application)
         return application
+
+    def keep(self, application: Child) -> None:
+        """Kill it at the end: it may be in a page fault."""
+        self._applications.callback(application.kill)
 
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A cluster that ends with the block, its applications first."""
+    """A cluster that ends with the block."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as done:
         yield Cluster(Path(folder), done)
 

@@ -236,7 +236,7 @@ class _Load:
         """So much of one kind of load."""
         return self._start(kind, seconds, lambda _: True)
 
-    def command(self) -> dict[str, Any] | None:
+    def command(self) -> Any:
         """The next line of standard input; the nodes stay members meanwhile. None at its end."""
         came = False
 
@@ -248,8 +248,7 @@ class _Load:
         self._until(lambda: came)
         self.poller.unwatch(sys.stdin.fileno())
         line = sys.stdin.readline()
-        command: dict[str, Any] | None = json.loads(line) if line else None
-        return command
+        return json.loads(line) if line else None
 
     def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -266,7 +265,7 @@ def main(address: str, name: str, nodes: str) -> None:
     load = _Load(address, name, int(nodes))
     print("{}", flush=True)
     while command := load.command():
-        print(json.dumps(load.round(command["what"], command["seconds"])), flush=True)
+        print(json.dumps(load.round(*command)), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks.application import Application
+from benchmarks.application import Cluster, record
 from benchmarks.measurements import Figure, Progress, Section
-from dsm import launch
 
 PAGE: Final = 4096
 REGION: Final = "benchmark.faultpath"
@@ -145,26 +144,14 @@ class Faults:
 # --- the clusters --------------------------------------------------------------------------------------
 
 
-class _Cluster:
-    """A directory, two nodes with an application each; ``traced``: whether they record what they do."""
+class _Services:
+    """A cluster of two nodes with an application each; ``traced``: whether they record what they do."""
 
-    def __init__(self, folder: Path, pages: int, traced: bool) -> None:
-        self.traces = {name: folder / f"{name}.json" for name in SERVICES} if traced else {}
-        with ExitStack() as stack:
-            trace = self.traces.get
-            directory = launch.start_directory(trace=trace("directory"))
-            stack.callback(directory.stop)
-            self.services = {"directory": directory}
-            for name in SERVICES[1:]:
-                socket = folder / f"{name}.sock"
-                node = launch.start_node(directory.address, socket=socket, name=name, trace=trace(name))
-                stack.callback(node.stop)
-                self.services[name] = node
-            self._applications = {}
-            for name in SERVICES[1:]:
-                self._applications[name] = child = Application(Faults, pages, node=folder / f"{name}.sock")
-                stack.callback(child.end)
-            self._stack = stack.pop_all()
+    def __init__(self, folder: Path, done: ExitStack, pages: int, traced: bool) -> None:
+        cluster = Cluster(folder, done, traced)
+        nodes = [cluster.node(name) for name in SERVICES[1:]]
+        self._services = cluster.services
+        self._applications = {node.name: cluster.start(node, Faults, pages) for node in nodes}
 
     def fault(self, kind: Kind, pages: list[int]) -> list[Fault]:
         told = self._applications[kind.application].ask("fault", kind.op, pages)
@@ -172,20 +159,16 @@ class _Cluster:
 
     def spent_us(self) -> dict[str, float]:
         """Processor time of each service so far."""
-        return {name: _spent_us(service.process.pid) for name, service in self.services.items()}
+        return {name: _spent_us(service.process.pid) for name, service in self._services.items()}
 
     def system_share(self) -> dict[str, float]:
         """The part of its processor time that a service has spent in the kernel."""
         share = {}
-        for name, service in self.services.items():
+        for name, service in self._services.items():
             fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
             user, system = int(fields[11]), int(fields[12])
             share[name] = system / max(1, user + system)
         return share
-
-    def close(self) -> None:
-        """End everything; those that are traced write their files."""
-        self._stack.close()
 
 
 def _spent_us(pid: int) -> float:
@@ -289,12 +272,11 @@ def measure(quick: bool, progress: Progress) -> Section:
     whole = {kind: (Figure(kind, "µs"), Figure(f"{kind}, traced", "µs", beside=(kind,))) for kind in KINDS}
     spent = {(kind, name): Figure(f"{kind}: processor time, {name}", "µs") for kind in KINDS for name in SERVICES}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        clusters = []
-        for traced in (False, True):
-            (into := Path(folder, str(traced))).mkdir()
-            clusters.append(_Cluster(into, 2 * rounds * BATCH, traced))
-            stack.callback(clusters[-1].close)
-        plain, traced_cluster = clusters
+        folders = [Path(folder, name) for name in ("plain", "traced")]
+        for into in folders:
+            into.mkdir()
+        plain = _Services(folders[0], stack, 2 * rounds * BATCH, traced=False)
+        traced = _Services(folders[1], stack, 2 * rounds * BATCH, traced=True)
         for number in range(rounds):
             progress(f"faults ({number + 1} of {rounds})")
             batch = pages[number * BATCH : (number + 1) * BATCH]
@@ -303,13 +285,13 @@ def measure(quick: bool, progress: Progress) -> Section:
                 whole[name][0].samples += [(end - begin) / 1000 for _, begin, end in plain.fault(kind, batch)]
                 for service, after in plain.spent_us().items():
                     spent[name, service].samples.append((after - before[service]) / BATCH)
-                faults = traced_cluster.fault(kind, batch)
+                faults = traced.fault(kind, batch)
                 whole[name][1].samples += [(end - begin) / 1000 for _, begin, end in faults]
                 made[name] += faults
         share = plain.system_share()
         progress("reading the traces")
-        stack.close()
-        lanes = {name: Lane(path) for name, path in traced_cluster.traces.items()}
+        stack.close()  # they write what they recorded
+        lanes = {name: Lane(record(folders[1], name)) for name in SERVICES}
     for name, kind in KINDS.items():
         found = list(_all_marks(kind, lanes, made[name]))
         section.figures += [*whole[name], *_stages(name, found), *(spent[name, service] for service in SERVICES)]

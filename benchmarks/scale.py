@@ -12,13 +12,13 @@ import contextlib
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import directory_load, directory_memory
+from benchmarks.child import Child, answers, python
 from benchmarks.measurements import Bound, Figure, Progress, Section, interleave
 from directory.machine import PageMachine
 from dsm import launch
@@ -163,41 +163,19 @@ def _pure(quick: bool, progress: Progress) -> list[Figure]:
 # --- through sockets -----------------------------------------------------------------------------------
 
 
-class _Load:
-    """A process of many nodes."""
-
-    def __init__(self, address: str, number: int, nodes: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.directory_load", address, str(number), str(nodes)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def start(self, kind: str, seconds: float) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"what": kind, "seconds": seconds}) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        answer: dict[str, float] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 class Loads:
     """A directory and the processes that keep it busy, started and ready."""
 
     def __init__(self, processes: int, nodes: int, shards: int) -> None:
         self._shards = [launch.start_directory(shards=shards)]
         self.address = self._shards[0].address
-        self._loads: list[_Load] = []
+        self._loads: list[Child] = []
         try:
             for _ in range(1, shards):
                 self._shards.append(launch.start_directory(shard_of=self.address))
-            self._loads += [_Load(self.address, number, nodes) for number in range(processes)]
-            for load in self._loads:
-                load.answer()
+            for number in range(processes):
+                self._loads.append(Child(python("benchmarks.directory_load", self.address, str(number), str(nodes))))
+            answers(*self._loads)
         except BaseException:
             self.end()
             raise
@@ -205,7 +183,7 @@ class Loads:
     def end(self) -> None:
         """End all of them."""
         for load in self._loads:
-            load.end()
+            load.kill()
         for shard in reversed(self._shards):
             shard.stop()
 
@@ -214,10 +192,10 @@ class Loads:
         in the one that took most, and how many misses there were in total."""
         before = self._cpu_ns()
         for load in self._loads:
-            load.start(kind, seconds)
-        answers = [load.answer() for load in self._loads]
-        rates = {what: sum(a[what] / a["seconds"] for a in answers) for what in ("misses", "pages")}
-        total = sum(answer["misses"] for answer in answers)
+            load.tell(kind, seconds)
+        told = answers(*self._loads)
+        rates = {what: sum(a[what] / a["seconds"] for a in told) for what in ("misses", "pages")}
+        total = sum(answer["misses"] for answer in told)
         used = [(after - at) / 1e3 / total for at, after in zip(before, self._cpu_ns(), strict=True)]
         return rates | {"cpu": sum(used), "most": max(used), "total": total}
 
@@ -278,7 +256,7 @@ def _memory(quick: bool, progress: Progress) -> tuple[list[Figure], dict[str, di
     figures, facts = [], {}
     for pattern in directory_memory.PATTERNS:
         progress(f"memory: {pattern}")
-        command = [sys.executable, "-m", "benchmarks.directory_memory", pattern, str(pages)]
+        command = python("benchmarks.directory_memory", pattern, str(pages))
         taken = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         bounds = () if quick else (Bound("at most", 160.0, ""),)
         figure = Figure(f"memory, {pattern}", "MB", [taken["bytes"] / 1e6], bounds=bounds)

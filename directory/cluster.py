@@ -204,7 +204,7 @@ class Cluster(Members):
         if not self._pages.has_region(region):
             return []
         self._pages.remove_region(region)
-        out = self._others.tell(wire.Destroy(region))
+        out = self._others.destroyed(region)
         return out + self._to_members([(node, wire.Destroy(region)) for node in sorted(told)])
 
     # -- questions ---------------------------------------------------------------------------------------

@@ -93,6 +93,11 @@ class Others:
 
     # -- regions -----------------------------------------------------------------------------------------
 
+    def destroyed(self, region: int) -> Outgoing:
+        """A region is over; who waits for a shard to know it waits for nothing."""
+        self._openings.pop(region, None)
+        return self.tell(wire.Destroy(region))
+
     def opened(self, region: wire.Opened, new: bool, answer: tuple[bytes, wire.Message]) -> Outgoing:
         """A node has opened a region: the answer to it waits until all shards know the region."""
         out: Outgoing = []

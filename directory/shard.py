@@ -30,7 +30,7 @@ class Shard(Members):
         super().__init__(address, now, PageMachine(story, number, shards))
         self._regions: dict[int, wire.Opened] = {}
         self._known: dict[int, wire.Member] = {}  # that are to come, or are here
-        self._early: dict[int, tuple[bytes, wire.Enlist]] = {}
+        self._early: dict[bytes, wire.Enlist] = {}
 
     def is_member(self, identity: bytes) -> bool:
         """Is whoever speaks on this connection part of the cluster?"""
@@ -52,7 +52,7 @@ class Shard(Members):
         if known is None:  # the first shard's word of it is on its way
             if len(self._early) >= _EARLY_MAX:
                 del self._early[next(iter(self._early))]
-            self._early[m.node] = identity, m
+            self._early[identity] = m
             return []
         if m.node in self._nodes or (known.name, known.address) != (m.name, m.address):
             return self.malformed(identity, NodeNameInUse(f"node {m.node} is another, or here already"))
@@ -79,8 +79,13 @@ class Shard(Members):
         """What to send after a message of the first shard."""
         if isinstance(message, wire.Member):
             self._known[message.node] = message
-            early = self._early.pop(message.node, None)
-            return self._enlist(*early, now) if early is not None else []
+            # Several may have said that they are this node: the first shard's word tells which one is.
+            early = [(identity, m) for identity, m in self._early.items() if m.node == message.node]
+            out: Outgoing = []
+            for identity, m in early:
+                del self._early[identity]
+                out += self._enlist(identity, m, now)
+            return out
         if isinstance(message, wire.MemberLeft):
             self._known.pop(message.node, None)
             node = self._nodes.get(message.node)

@@ -116,7 +116,7 @@ def _length(frame: bytes | tuple[bytes, bytes]) -> int:
 
 def read_hello(data: bytes) -> tuple[bytes, int, bool]:
     """Session, messages received and whether it is known, of a hello. Raises :class:`ProtocolError` if it is none."""
-    magic, name, received, known = HELLO.unpack(data)
+    magic, name, received, known = HELLO.unpack(data) if len(data) == HELLO.size else (b"", b"", 0, False)
     if magic != _MAGIC:
         raise ProtocolError("no dsm service speaks on this connection")
     return name, received, known

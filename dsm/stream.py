@@ -106,11 +106,11 @@ class Link:
         messages, has not. Raises :class:`ProtocolError` if that cannot be."""
         frames = self._session.resume(received)
         self._forget_connection()
+        self._poller.watch(sock.fileno(), self._ready)  # may fail: before anything relies on it
         self._socket = sock
         self._send = self._poller.around("send", sock.send)
         self._receive = self._poller.around("receive", sock.recv_into)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._poller.watch(sock.fileno(), self._ready)
         for frame in [hello, *frames] if hello else frames:
             self._transmit(frame)
 
@@ -390,8 +390,8 @@ class Caller(Link):
         super().close()
 
     def farewell(self, timeout_s: float) -> None:
-        """Bring out what was sent, if that is possible in this time, and close. Nobody is heard any more: whoever says
-        goodbye is in no state to answer."""
+        """Bring out what was sent, if no call for it has to wait for so long, and close. Nobody is heard any more:
+        whoever says goodbye is in no state to answer."""
         if self.error is None:
             with contextlib.suppress(OSError, ProtocolError):
                 self._bring_out(timeout_s)

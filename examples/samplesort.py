@@ -15,13 +15,16 @@ PAGE = 512  # numbers
 
 def sort(count: int = 1 << 22) -> NDArray[np.float64]:
     rank, ranks = dsm.rank(), dsm.world_size()
+    if count < 2 * PAGE * ranks:
+        raise SystemExit(f"{count} numbers are too few for {ranks} processes: sort {2 * PAGE * ranks} or more")
     everybody = dsm.Barrier("sort", ranks)
     keys = dsm.attach("keys", shape=count).array
     result = dsm.attach("sorted", shape=count).array
     samples = dsm.attach("samples", shape=(ranks, PAGE)).array
     cuts = dsm.attach("cuts", shape=(ranks, PAGE), dtype="i8").array
 
-    start, stop = (count * each // ranks // PAGE * PAGE for each in (rank, rank + 1))
+    start = count * rank // ranks // PAGE * PAGE
+    stop = count * (rank + 1) // ranks // PAGE * PAGE if rank < ranks - 1 else count
     mine = keys[start:stop]
     mine[:] = np.random.Generator(np.random.PCG64(0).advance(start)).random(stop - start)
     everybody.wait()

@@ -64,6 +64,8 @@ class Pager:
         self._now_ns = now_ns
         self._blame = blame
         self._tell = tell
+        self._finished = finished
+        self._over: list[Any] = []  # waiters whose prefetch has just come
         self._served: Mapping | None = None  # whose threads the last Install has woken
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             effects.Install: self._install,
@@ -74,7 +76,7 @@ class Pager:
             effects.Drop: self._drop,
             effects.Send: self._send,
             effects.Hold: self._hold,
-            effects.Finished: lambda e: finished(e.waiter),
+            effects.Finished: lambda e: self._over.append(e.waiter),
             effects.Poison: self._poison,
         }
 
@@ -171,10 +173,13 @@ class Pager:
     # -- effects -----------------------------------------------------------------------------------------
 
     def run(self, decided: list[effects.Effect]) -> None:
-        """Carry out what the machine decided, in order."""
+        """Carry out what the machine decided, in order. Who is told that a prefetch has come asks for its next piece
+        after all of this: or that Request would overtake a GaveUp for some of these pages, and be refused."""
         for effect in decided:
             self._effects[type(effect)](effect)
         self._served = None
+        while self._over:
+            self._finished(self._over.pop())
 
     def _install(self, e: effects.Install) -> None:
         region = self.regions[e.region]

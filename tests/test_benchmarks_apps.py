@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.apps import lines
-from benchmarks.apps.programs import PROGRAMS
+from benchmarks.apps import lines, suite
+from benchmarks.apps.programs import PROGRAMS, Rival
 from benchmarks.apps.suite import WrongResult, check
 
 TREE = Path(__file__).resolve().parent.parent
@@ -45,9 +46,22 @@ def test_the_quick_run() -> None:
             shares = [facts[f"{key} %"] for key in ("compute", "fault", "processor", "barrier", "lock")]
             assert sum(shares) == pytest.approx(100, abs=1)
         assert section["facts"][f"{program.name}: dsm, 2 nodes"]["MB moved"] > 0
-        for peer in program.peers:
-            name = f"{program.name}: {peer.label}"
+        for rival in program.rivals:
+            name = f"{program.name}: {rival.label}"
             assert (name in figures) != (name in section["absent"])
+
+
+def test_a_rival_that_does_not_start_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = PROGRAMS[2]
+    rivals = (Rival("broken", "no_such_module"), Rival("not here", "", needs="no_such_package"))
+    monkeypatch.setattr(suite, "PROGRAMS", (replace(program, rivals=rivals),))
+    monkeypatch.setattr(suite, "NODES_QUICK", (1,))
+    section = suite.measure(True, lambda _: None)
+    assert [figure.name for figure in section.figures] == ["pagerank: private memory", "pagerank: dsm, 1 node"]
+    assert all(figure.samples for figure in section.figures)
+    assert "is installed, but does not run here" in section.absent["pagerank: broken"]
+    assert "No module named 'benchmarks.apps.no_such_module'" in section.absent["pagerank: broken"]
+    assert section.absent["pagerank: not here"] == "no_such_package is not installed: make peers"
 
 
 def test_a_wrong_result_is_an_error() -> None:

@@ -1,5 +1,5 @@
-"""The peers of the benchmarks: an absent one is told with what installs it, one that is here does what is measured and
-leaves nothing behind. Nothing here looks at how fast anything is."""
+"""The alternatives of the benchmarks: an absent one is told with what installs it, one that is here does what is
+measured and leaves nothing behind. Nothing here looks at how fast anything is."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.alternatives import managed_dict, mpi_windows, ray_objects, redis_values, shared_memory
-from benchmarks.alternatives.child import Absent
+from benchmarks.alternatives.alternative import Alternative
+from benchmarks.alternatives.client import Absent
 from benchmarks.alternatives.pages import Pages
-from benchmarks.alternatives.peer import Peer
 from benchmarks.measurements import Section
 
 MARK = "DSM_PEERS_TEST"
 LIMIT_S = 30.0
-INSTALLED = {"hiredis": redis_values.PEER, "ray": ray_objects.PEER, "mpi4py": mpi_windows.PEER}
+INSTALLED = {"hiredis": redis_values.ALTERNATIVE, "ray": ray_objects.ALTERNATIVE, "mpi4py": mpi_windows.ALTERNATIVE}
 """By a module without which they cannot be."""
 
 
@@ -49,11 +49,11 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def told(peer: Peer, folder: Path) -> Section:
-    """What a section says of a peer that is started, and that may be absent."""
+def told(alternative: Alternative, folder: Path) -> Section:
+    """What a section says of an alternative that is started, and that may be absent."""
     section = Section("", "", "")
-    with peers.told(section, peer), contextlib.ExitStack() as stack:
-        child = peer.start(folder)
+    with peers.told(section, alternative), contextlib.ExitStack() as stack:
+        child = alternative.start(folder)
         stack.callback(child.end)
         child.ready()
     return section
@@ -64,10 +64,10 @@ def test_a_module_that_is_missing_is_told(module: str, folder: Path, monkeypatch
     missing(module, folder, monkeypatch)
     program(folder / "mpiexec", 'shift 2; exec "$@"', monkeypatch)
     program(folder / "redis-server", "exit 1", monkeypatch)
-    peer = INSTALLED[module]
-    absent = told(peer, folder).absent[peer.name]
+    alternative = INSTALLED[module]
+    absent = told(alternative, folder).absent[alternative.name]
     assert "made up to be missing" in absent
-    assert peer.install in absent
+    assert alternative.install in absent
 
 
 def missing(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,41 +87,41 @@ def program(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_is_missing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    absent = told(redis_values.PEER, folder).absent["redis"]
+    absent = told(redis_values.ALTERNATIVE, folder).absent["redis"]
     assert "no program 'redis-server' on the PATH" in absent
     assert "apt-get install redis-server" in absent
 
 
 def test_a_launcher_that_is_missing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi_windows, "LAUNCHER", "no-such-launcher")
-    absent = told(mpi_windows.PEER, folder).absent["mpi4py"]
+    absent = told(mpi_windows.ALTERNATIVE, folder).absent["mpi4py"]
     assert "no program 'no-such-launcher' on the PATH" in absent
-    assert mpi_windows.PEER.install in absent
+    assert mpi_windows.ALTERNATIVE.install in absent
 
 
 def test_one_that_does_not_start_is_told_with_what_it_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(folder / "crashing", "echo out of order >&2; exit 3", monkeypatch)
     monkeypatch.setattr(mpi_windows, "LAUNCHER", "crashing")
-    absent = told(mpi_windows.PEER, folder).absent["mpi4py"]
+    absent = told(mpi_windows.ALTERNATIVE, folder).absent["mpi4py"]
     assert "is installed, but does not run here" in absent
     assert "out of order" in absent
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
-def test_one_that_is_here_does_what_is_measured(peer: Peer, folder: Path) -> None:
+@pytest.mark.parametrize("alternative", peers.ALTERNATIVES, ids=lambda alternative: alternative.name)
+def test_one_that_is_here_does_what_is_measured(alternative: Alternative, folder: Path) -> None:
     try:
-        child = peer.start(folder)
+        child = alternative.start(folder)
     except Absent as absent:
-        pytest.skip(f"{absent}: {peer.install}")
+        pytest.skip(f"{absent}: {alternative.install}")
     try:
         child.ready()
         assert child.version
-        for measured in peer.measured:
+        for measured in alternative.measured:
             samples = measured.measure(child, 3)
             assert len(samples) == (3 if measured.unit == "µs" else 1)
             assert all(sample > 0 for sample in samples)
     except Absent as absent:
-        pytest.skip(f"{absent}: {peer.install}")
+        pytest.skip(f"{absent}: {alternative.install}")
     finally:
         code = child.end()
     assert code == 0
@@ -142,11 +142,11 @@ def test_the_suite_where_nothing_is_installed(folder: Path, monkeypatch: pytest.
         missing(module, folder, monkeypatch)
     monkeypatch.setattr(peers, "MEASURED", {True: (1, 2)})
     section = peers.measure(True, lambda _: None)
-    assert set(section.absent) == {peer.name for peer in INSTALLED.values()}
+    assert set(section.absent) == {alternative.name for alternative in INSTALLED.values()}
     there = {figure.name: figure for figure in section.figures}
     assert all(len(figure.samples) == (2 if figure.unit == "µs" else 1) for figure in section.figures)
-    for peer in peers.PEERS:
-        for measured in peer.measured:
+    for alternative in peers.ALTERNATIVES:
+        for measured in alternative.measured:
             assert all(measured.figure in there[name].beside for name in measured.instead)
-            assert (measured.figure in there) == (peer in (managed_dict.PEER, shared_memory.PEER))
+            assert (measured.figure in there) == (alternative in (managed_dict.ALTERNATIVE, shared_memory.ALTERNATIVE))
     assert section.to_json()["absent"] == section.absent

@@ -1,4 +1,4 @@
-"""A dict of multiprocessing.Manager as a peer, over TCP. ``python -m benchmarks.alternatives.managed_dict``."""
+"""A dict of multiprocessing.Manager as an alternative, over TCP. ``python -m benchmarks.alternatives.managed_dict``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Final
 
-from benchmarks.alternatives.child import Child, Operations, each_us, obey, python
-from benchmarks.alternatives.peer import READ_AGAIN, REMOTE_READ, UPGRADE, VALUE, VALUES, Latency, Peer
+from benchmarks.alternatives.alternative import READ_AGAIN, REMOTE_READ, UPGRADE, VALUE, VALUES, Alternative, Latency
+from benchmarks.alternatives.client import Client, Operations, each_us, obey
+from benchmarks.child import python
 
 
-def start(folder: Path) -> Child:
+def start(folder: Path) -> Client:
     """A client, which starts a manager."""
-    return Child(python(__name__))
+    return Client(python(__name__))
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
@@ -37,7 +38,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     return f"Python {platform.python_version()}", {"get": get, "set": put}
 
 
-PEER: Final = Peer(
+ALTERNATIVE: Final = Alternative(
     name="multiprocessing.Manager",
     install="nothing: it comes with Python",
     about="""\

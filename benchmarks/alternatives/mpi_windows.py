@@ -1,4 +1,4 @@
-"""MPI's one-sided communication as a peer: two ranks over TCP.
+"""MPI's one-sided communication as an alternative: two ranks over TCP.
 
 ``mpiexec -n 2 python -m benchmarks.alternatives.mpi_windows FIFO``
 
@@ -16,8 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.alternatives.child import Absent, Child, Operations, each_us, obey, program, python, rate_gb_s
-from benchmarks.alternatives.peer import (
+from benchmarks.alternatives.alternative import (
     ARRAY,
     BLOCK,
     OVERWRITE,
@@ -26,10 +25,12 @@ from benchmarks.alternatives.peer import (
     SCAN,
     UPGRADE,
     VALUE,
+    Alternative,
     Latency,
-    Peer,
     Rate,
 )
+from benchmarks.alternatives.client import Absent, Client, Operations, each_us, obey, program, rate_gb_s
+from benchmarks.child import python
 
 LAUNCHER: Final = "mpiexec"
 OWNER: Final = 1
@@ -50,11 +51,11 @@ OVER_TCP: Final = {
 """Shared memory turned off, whichever MPI it is; :func:`_check` looks whether that has worked."""
 
 
-def start(folder: Path) -> Child:
+def start(folder: Path) -> Client:
     """Two ranks."""
     fifo = folder / "measure"
     os.mkfifo(fifo)
-    return Child([program(LAUNCHER), "-n", "2", *python(__name__, str(fifo))], OVER_TCP)
+    return Client([program(LAUNCHER), "-n", "2", *python(__name__, str(fifo))], OVER_TCP)
 
 
 def _window() -> Any:
@@ -191,7 +192,7 @@ def _rank_begins(stack: ExitStack) -> tuple[str, Operations]:
     return _begin(stack)
 
 
-PEER: Final = Peer(
+ALTERNATIVE: Final = Alternative(
     name="mpi4py",
     install="pip install mpi4py mpich",
     about="""\

@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.alternatives.peer import ARRAY, BLOCK, VALUE
+from benchmarks.alternatives.alternative import ARRAY, BLOCK, VALUE
+from benchmarks.alternatives.client import Client, Operations, each_us, obey, rate_gb_s
+from benchmarks.application import Cluster, on
+from benchmarks.child import python
 
 PAGES: Final = 4096
 """Of the region whose pages are touched one by one: enough that those of a batch have few neighbours."""
@@ -22,50 +24,55 @@ class Pages:
     """
 
     def __init__(self, stack: ExitStack, folder: Path, batch: int) -> None:
-        from dsm import launch
-
-        directory = launch.start_directory()
-        stack.callback(directory.stop)
         own = folder / "dsm"  # removed by the last node
         own.mkdir()
-        sockets = [own / name for name in ("a", "b")]
-        for socket in sockets:
-            stack.callback(launch.start_node(directory.address, socket=socket, name=socket.name).stop)
-        self._here, self._there, self._neighbour = children = [self._child(stack, sockets[node]) for node in (0, 1, 1)]
-        for child in children:
-            child.ready()
+        cluster = Cluster(own, stack)
+        nodes = [cluster.node() for _ in range(2)]
+        clients = [Client(python(__name__), on(nodes[node])) for node in (0, 1, 1)]
+        for client in clients:
+            cluster.keep(client)
+        for client in clients:
+            client.ready()
+        self._here, self._there, self._neighbour = clients
         self._batch = batch
         self._random = random.Random(1)
-        self._pages: list[int] = []
-        self._byte = 1
-        self._there.ask("store", list(range(PAGES)), self._byte)
+        self._pages = list(range(PAGES))  # of this round
+        self._bytes = [0] * PAGES  # what each was filled with
+        self._stored = 0
+        self._store(self._there)
+        self._byte = 1  # of the array
         self._there.ask("overwrite", self._byte)
 
-    def _child(self, stack: ExitStack, socket: Path) -> Child:
-        child = Child(python(__name__), {"DSM_NODE": str(socket)})
-        stack.callback(child.end)
-        return child
+    def _load(self, client: Client) -> Any:
+        return client.ask("load", self._pages, [self._bytes[page] for page in self._pages])
+
+    def _store(self, client: Client) -> Any:
+        """Something else than anybody has stored in the last rounds."""
+        self._stored = self._stored % 255 + 1
+        for page in self._pages:
+            self._bytes[page] = self._stored
+        return client.ask("store", self._pages, self._stored)
 
     def remote_read(self) -> Any:
         """Copy pages that are exclusive on the other node, in random order."""
         self._pages = self._random.sample(range(1, PAGES, 2), self._batch)
-        return self._here.ask("load", self._pages)
+        return self._load(self._here)
 
     def read_again(self) -> Any:
         """Copy the same pages once more."""
-        return self._here.ask("load", self._pages)
+        return self._load(self._here)
 
     def upgrade(self) -> Any:
         """Fill the same pages, of which the other node has copies now."""
-        return self._there.ask("store", self._pages, self._byte)
+        return self._store(self._there)
 
     def neighbour_reads(self) -> Any:
         """Copy the same pages in another process of the node that has written them."""
-        return self._neighbour.ask("load", self._pages)
+        return self._load(self._neighbour)
 
     def neighbour_stores(self) -> Any:
         """Fill the same pages in that process: the first time since they came back, so the agent is asked."""
-        return self._neighbour.ask("store", self._pages, self._byte)
+        return self._store(self._neighbour)
 
     def neighbour_adds_up(self) -> Any:
         """Read the array in another process of the node that has written it."""
@@ -85,7 +92,6 @@ class Pages:
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
-
     import dsm
 
     region = stack.enter_context(dsm.attach("benchmark.peers.pages", size=PAGES * VALUE))
@@ -93,14 +99,14 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     whole = stack.enter_context(dsm.attach("benchmark.peers.array", shape=ARRAY // 8, dtype="u8"))
     array = whole.array
 
-    def load(pages: list[int]) -> list[float]:
+    def load(pages: list[int], filled: list[int]) -> list[float]:
         def one(number: int) -> None:
             at = pages[number] * VALUE
             loaded.append(bytes(memory[at : at + VALUE]))
 
         loaded: list[bytes] = []
         took = each_us(len(pages), one)
-        assert all(any(value) for value in loaded)
+        assert loaded == [bytes([byte]) * VALUE for byte in filled], "a page was stale"
         return took
 
     def store(pages: list[int], byte: int) -> list[float]:

@@ -1,4 +1,7 @@
-"""Ray as a peer: a cluster of two nodes on this host. ``python -m benchmarks.alternatives.ray_objects FOLDER``."""
+"""Ray as an alternative: a cluster of two nodes on this host.
+
+``python -m benchmarks.alternatives.ray_objects FOLDER``
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.alternatives.peer import (
+from benchmarks.alternatives.alternative import (
     ARRAY,
     LOCAL_SCAN,
     READ_AGAIN,
@@ -17,19 +19,21 @@ from benchmarks.alternatives.peer import (
     SCAN,
     VALUE,
     VALUES,
+    Alternative,
     Latency,
-    Peer,
     Rate,
 )
+from benchmarks.alternatives.client import Client, Operations, each_us, obey, rate_gb_s
+from benchmarks.child import python
 
 STORE: Final = 200 << 20
 """Bytes of the object store of a node: some arrays, and twice what ray wants at least."""
 
 
-def start(folder: Path) -> Child:
+def start(folder: Path) -> Client:
     """A driver, which starts a cluster that keeps its sockets and logs in ``folder``."""
     (folder / "ray").mkdir()  # the address of the cluster is written there, instead of where all clusters of a host are
-    return Child(python(__name__, str(folder)), {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)})
+    return Client(python(__name__, str(folder)), {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)})
 
 
 class _Holder:
@@ -86,7 +90,7 @@ def _begin(stack: ExitStack) -> tuple[str, Operations]:
     }
 
 
-PEER: Final = Peer(
+ALTERNATIVE: Final = Alternative(
     name="ray",
     install="pip install ray",
     about="""\

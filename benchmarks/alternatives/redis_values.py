@@ -1,4 +1,7 @@
-"""Redis as a peer: a server and a client on this host. ``python -m benchmarks.alternatives.redis_values FOLDER``."""
+"""Redis as an alternative: a server and a client on this host.
+
+``python -m benchmarks.alternatives.redis_values FOLDER``
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.alternatives.child import Child, Operations, each_us, obey, program, python, rate_gb_s
-from benchmarks.alternatives.peer import (
+from benchmarks.alternatives.alternative import (
     ARRAY,
     BLOCK,
     OVERWRITE,
@@ -22,10 +24,12 @@ from benchmarks.alternatives.peer import (
     UPGRADE,
     VALUE,
     VALUES,
+    Alternative,
     Latency,
-    Peer,
     Rate,
 )
+from benchmarks.alternatives.client import Client, Operations, each_us, obey, program, rate_gb_s
+from benchmarks.child import python
 
 if TYPE_CHECKING:
     import redis
@@ -36,9 +40,9 @@ START_S: Final = 10.0
 """How long a server may take to answer: it takes some milliseconds."""
 
 
-def start(folder: Path) -> Child:
+def start(folder: Path) -> Client:
     """A client, which starts a server of its own in ``folder``."""
-    return Child(python(__name__, str(folder)))
+    return Client(python(__name__, str(folder)))
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
@@ -111,7 +115,7 @@ def _until_it_answers(client: redis.Redis) -> None:
             time.sleep(0.01)
 
 
-PEER: Final = Peer(
+ALTERNATIVE: Final = Alternative(
     name="redis",
     install=f"apt-get install {SERVER}; pip install 'redis[hiredis]'",
     about="""\

@@ -1,4 +1,7 @@
-"""multiprocessing.shared_memory as a peer, for one host. ``python -m benchmarks.alternatives.shared_memory``."""
+"""multiprocessing.shared_memory as an alternative, for one host.
+
+``python -m benchmarks.alternatives.shared_memory``
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,23 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Final
 
-from benchmarks.alternatives.child import Child, Operations, each_us, obey, python, rate_gb_s
-from benchmarks.alternatives.peer import ARRAY, LOCAL_READ, LOCAL_SCAN, LOCAL_STORE, VALUE, Latency, Peer, Rate
+from benchmarks.alternatives.alternative import (
+    ARRAY,
+    LOCAL_READ,
+    LOCAL_SCAN,
+    LOCAL_STORE,
+    VALUE,
+    Alternative,
+    Latency,
+    Rate,
+)
+from benchmarks.alternatives.client import Client, Operations, each_us, obey, rate_gb_s
+from benchmarks.child import python
 
 
-def start(folder: Path) -> Child:
+def start(folder: Path) -> Client:
     """A process that uses memory which another has filled."""
-    return Child(python(__name__))
+    return Client(python(__name__))
 
 
 def _begin(stack: ExitStack) -> tuple[str, Operations]:
@@ -65,7 +78,7 @@ def _fill(name: str) -> None:
     shared.close()
 
 
-PEER: Final = Peer(
+ALTERNATIVE: Final = Alternative(
     name="multiprocessing.shared_memory",
     install="nothing: it comes with Python",
     about="""\

@@ -6,101 +6,51 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.application import Cluster, on
 from benchmarks.apps.lines import TREE
-from benchmarks.apps.programs import Peer, Program, Sizes
-from dsm import launch
-
-LIMIT_S: Final = 120
-"""More than any run takes, however busy the machine."""
+from benchmarks.apps.programs import Program, Rival, Sizes
+from benchmarks.child import Child, Died, answers, python
 
 _ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",  # or one process computes on all processors, and several get into each other's way
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
-_HELLO: Final = "from mpi4py import MPI; assert MPI.COMM_WORLD.size == 2, 'mpirun and mpi4py are of different kinds'"
+_HELLO: Final = """\
+from mpi4py import MPI
+assert MPI.COMM_WORLD.size == 2, "mpirun and mpi4py are of different kinds"
+if MPI.COMM_WORLD.rank == 0:
+    print("null", flush=True)
+"""
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
     paths = [str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | _ENVIRONMENT | more
-
-
-class Child:
-    """A process that answers a line of JSON with a line of JSON, and says one when it is ready."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self._arguments = arguments
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(environment),
-            text=True,
-            start_new_session=True,
-        )
-        self.answer()
-
-    def tell(self, order: dict[str, Any]) -> None:
-        """Give an order."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        """What it says next; an error if it ends instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            how = launch.how_it_ended(self._process.wait())
-            raise ChildProcessError(f"python -m {' '.join(self._arguments)} ended: {how}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End it, and what it may have started, when it has had the time to do that itself."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._process.stdout.close()
+    return {"PYTHONPATH": os.pathsep.join(paths)} | _ENVIRONMENT | more
 
 
 class Ranks:
-    """A directory, nodes with one process of an example on each, and one process on private memory."""
+    """A cluster with one process of an example on each node, and one process on private memory."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
-        with contextlib.ExitStack() as stack:
-            directory = launch.start_directory()
-            stack.callback(directory.stop)
-            self._services = [directory]
-            self._private = stack.enter_context(contextlib.closing(Child("benchmarks.apps.rank", "private")))
-            self._ranks = []
-            for number in range(1, nodes + 1):
-                socket = folder / f"{number}.sock"
-                node = launch.start_node(directory.address, socket=socket, name=f"node{number}")
-                stack.callback(node.stop)
-                self._services.append(node)
-                child = Child("benchmarks.apps.rank", "dsm", DSM_NODE=str(socket))
-                self._ranks.append(stack.enter_context(contextlib.closing(child)))
-            self._stack = stack.pop_all()
+    def __init__(self, folder: Path, nodes: int, done: contextlib.ExitStack) -> None:
+        cluster = Cluster(folder, done)
+        self._services = cluster.services
+        self._private = self._rank(cluster, "private", {})
+        self._ranks = [self._rank(cluster, "dsm", on(cluster.node())) for _ in range(nodes)]
 
-    def close(self) -> None:
-        """End all of them."""
-        self._stack.close()
+    def _rank(self, cluster: Cluster, memory: str, environment: dict[str, str]) -> Child:
+        command, name = python("benchmarks.apps.rank", memory), f"a rank on {environment.get('DSM_NODE', memory)}"
+        child = Child(command, _environment(environment), name)
+        cluster.keep(child)
+        child.answer()
+        return child
 
     def run(self, program: Program, sizes: Sizes, nodes: int, result: Path) -> tuple[list[dict[str, Any]], float]:
         """What every rank has measured, and the processor time of the services in seconds; ``nodes=0``: privately."""
@@ -118,16 +68,15 @@ class Ranks:
                     "result": str(result),
                 }
             )
-        answers = [child.answer() for child in children]
+        measured = answers(*children)
         spent = self._services_cpu() - before
         for child in children:
-            child.tell({})
-            child.answer()
-        return answers, spent
+            child.ask()
+        return measured, spent
 
     def _services_cpu(self) -> float:
         """Seconds so far."""
-        stats = [Path(f"/proc/{service.process.pid}/stat").read_text() for service in self._services]
+        stats = [Path(f"/proc/{service.process.pid}/stat").read_text() for service in self._services.values()]
         ticks = [stat.rpartition(")")[2].split()[11:13] for stat in stats]
         return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
 
@@ -135,68 +84,68 @@ class Ranks:
 @contextlib.contextmanager
 def ranks(nodes: int) -> Iterator[tuple[Ranks, Path]]:
     """And a folder for results."""
-    with tempfile.TemporaryDirectory(prefix="dsm-") as folder, contextlib.closing(Ranks(Path(folder), nodes)) as all_:
-        yield all_, Path(folder)
+    with tempfile.TemporaryDirectory(prefix="dsm-") as folder, contextlib.ExitStack() as done:
+        yield Ranks(Path(folder), nodes, done), Path(folder)
 
 
-# -- peers ---------------------------------------------------------------------------------------------
+# -- rivals --------------------------------------------------------------------------------------------
 
 
-def missing(peer: Peer) -> str:
-    """Why a peer cannot run here, with what to do; empty if it can."""
-    if peer.needs and find_spec(peer.needs) is None:
-        return f"{peer.needs} is not installed: make peers"
-    if peer.needs != "mpi4py":
-        return ""
-    mpirun = _mpirun()
-    if mpirun is None:
-        return "there is no mpirun: make peers"
-    hello = subprocess.run(
-        [mpirun, "-n", "2", sys.executable, "-c", _HELLO],
-        env=_environment(peer.environment),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=LIMIT_S,
-    )
-    return f"mpirun failed: {hello.stderr.strip()[-300:]}" if hello.returncode else ""
+class Absent(Exception):
+    """A rival cannot run here; what to do, or why."""
 
 
-def _mpirun() -> str | None:
-    """That of the environment of this Python before any other: it fits its mpi4py."""
-    return shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-
-
-class PeerProcesses:
-    """Two processes of a peer, which keeps its files in ``folder``. Those of MPI are started for each run, since they
+class RivalProcesses:
+    """Two processes of a rival, which keeps its files in ``folder``. Those of MPI are started for each run, since they
     compute while they wait."""
 
-    def __init__(self, peer: Peer, function: str, folder: Path) -> None:
-        self._command = ["benchmarks.apps.peer", peer.module, function]
-        self._environment = peer.environment | {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
-        self._child = None if peer.needs == "mpi4py" else Child(*self._command, **self._environment)
+    def __init__(self, rival: Rival, function: str, folder: Path) -> None:
+        self._needs = rival.needs
+        self._command = python("benchmarks.apps.rival", rival.module, function)
+        files = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+        self._environment = _environment(rival.environment | files)
+        self._mpirun: str | None = None
+        self._child: Child | None = None
+
+    def start(self) -> None:
+        """Raises :class:`Absent` if it is not installed, or does not start."""
+        if self._needs and find_spec(self._needs) is None:
+            raise Absent(f"{self._needs} is not installed: make peers")
+        try:
+            if self._needs == "mpi4py":
+                self._mpirun = _mpirun()
+                self._with_mpi([sys.executable, "-c", _HELLO])
+            else:
+                self._child = Child(self._command, self._environment)
+                self._child.answer()
+        except Died as died:
+            raise Absent(f"is installed, but does not run here. {died}") from died
 
     def run(self, sizes: Sizes, result: Path) -> float:
         """The seconds that it took."""
         order = {"sizes": sizes, "result": str(result)}
         if self._child is None:
-            return float(json.loads(self._once(order))["seconds"])
-        self._child.tell(order)
-        return float(self._child.answer()["seconds"])
+            return float(self._with_mpi([*self._command, json.dumps([order])])["seconds"])
+        return float(self._child.ask(order)["seconds"])
 
-    def _once(self, order: dict[str, Any]) -> str:
-        command: Sequence[str] = [str(_mpirun()), "-n", "2", sys.executable, "-m", *self._command, json.dumps(order)]
-        return subprocess.run(
-            command,
-            env=_environment(self._environment),
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            check=True,
-            timeout=LIMIT_S,
-        ).stdout
+    def _with_mpi(self, command: list[str]) -> Any:
+        """What two processes say that do one thing."""
+        child = Child([str(self._mpirun), "-n", "2", *command], self._environment)
+        try:
+            return child.answer()
+        finally:
+            child.end()
 
     def close(self) -> None:
         """End them."""
         if self._child is not None:
-            self._child.close()
+            self._child.end()
+
+
+def _mpirun() -> str:
+    """That of the environment of this Python before any other: it fits its mpi4py."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    found = shutil.which("mpirun", path=os.pathsep.join(places))
+    if found is None:
+        raise Absent("there is no mpirun: make peers")
+    return found

@@ -10,7 +10,7 @@ Sizes = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Peer:
+class Rival:
     """The same program on something else. ``needs``: the module without which it is absent. ``moved``: the bytes that
     its two processes send each other, where that can be told from the sizes."""
 
@@ -31,7 +31,7 @@ class Program:
     function: str
     full: Sizes
     quick: Sizes
-    peers: tuple[Peer, ...]
+    rivals: tuple[Rival, ...]
     exact: bool = True
     barriers_before: int = 1
     note: str = ""
@@ -46,10 +46,10 @@ _TCP: Final = {
 """Makes MPI take the processes of one host for those of two."""
 
 
-def _mpi4py(module: str, moved: Callable[[Sizes], int]) -> tuple[Peer, ...]:
+def _mpi4py(module: str, moved: Callable[[Sizes], int]) -> tuple[Rival, ...]:
     return (
-        Peer("mpi4py over TCP", module, "mpi4py", _TCP, moved),
-        Peer("mpi4py on one host", module, "mpi4py", {}, moved),
+        Rival("mpi4py over TCP", module, "mpi4py", _TCP, moved),
+        Rival("mpi4py on one host", module, "mpi4py", {}, moved),
     )
 
 
@@ -66,7 +66,7 @@ PROGRAMS: Final = (
         "cluster",
         {"blocks": 512, "iterations": 8},
         {"blocks": 32, "iterations": 3},
-        (Peer("ray", "kmeans_ray", "ray", moved=lambda sizes: 2 * 2 * 8 * 32 * 32 * sizes["iterations"]),),
+        (Rival("ray", "kmeans_ray", "ray", moved=lambda sizes: 2 * 2 * 8 * 32 * 32 * sizes["iterations"]),),
         exact=False,
     ),
     Program(
@@ -74,7 +74,7 @@ PROGRAMS: Final = (
         "rank_pages",
         {"iterations": 50},
         {"iterations": 3},
-        (Peer("multiprocessing.shared_memory", "pagerank_shared_memory"),),
+        (Rival("multiprocessing.shared_memory", "pagerank_shared_memory"),),
         barriers_before=2,
     ),
     Program(
@@ -91,6 +91,6 @@ PROGRAMS: Final = (
         "serve",
         {"rows": 1 << 16, "epochs": 4, "batches": 16},
         {"rows": 1 << 12, "epochs": 2, "batches": 4},
-        (Peer("ray", "embedding_ray", "ray"),),
+        (Rival("ray", "embedding_ray", "ray"),),
     ),
 )

@@ -111,16 +111,16 @@ def watched(memory: Any) -> tuple[Watch, Regions]:
         return regions.by_name.setdefault(name, attach(name, **options))
 
     class WatchedBarrier(barrier):  # type: ignore[misc, valid-type]  # either of two
-        def wait(self) -> None:
+        def wait(self) -> int:
             if watch.barriers_before == 1:
                 regions.begin()
             with watch.waiting("barrier"):
-                super().wait()
+                return int(super().wait())
 
     class WatchedLock(lock):  # type: ignore[misc, valid-type]  # either of two
-        def __enter__(self) -> None:
+        def __enter__(self) -> Any:
             with watch.waiting("lock"):
-                super().__enter__()
+                return super().__enter__()
 
         def __exit__(self, *_: object) -> None:
             with watch.waiting("lock"):
@@ -137,7 +137,7 @@ def main() -> None:
     watch, regions = watched(import_module("dsm"))
     print("{}", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
+        (order,) = json.loads(line)
         os.environ |= {"DSM_RANK": str(order["rank"]), "DSM_WORLD_SIZE": str(order["ranks"])}
         watch.start_after(order["barriers_before"])
         program = getattr(import_module(f"examples.{order['module']}"), order["function"])

@@ -14,7 +14,8 @@ PAGE = 512
 def sort(count: int) -> tuple[float, NDArray[np.float64] | None]:
     world = MPI.COMM_WORLD
     rank, ranks = world.rank, world.size
-    start, stop = (count * each // ranks // PAGE * PAGE for each in (rank, rank + 1))
+    start = count * rank // ranks // PAGE * PAGE
+    stop = count * (rank + 1) // ranks // PAGE * PAGE if rank < ranks - 1 else count
     mine = np.random.Generator(np.random.PCG64(0).advance(start)).random(stop - start)
     world.Barrier()
     begin = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.apps import children, lines
-from benchmarks.apps.programs import PROGRAMS, Peer, Program, Sizes
+from benchmarks.apps.programs import PROGRAMS, Program, Rival, Sizes
 from benchmarks.measurements import Figure, Progress, Section, interleave
 
 NODES: Final = (1, 2, 3, 4)
@@ -24,8 +24,8 @@ Each program of examples/, the very file, on private memory (one process, with a
 on dsm with one process on each of 1 to 4 nodes, and the same algorithm on what its user might have picked instead, with
 two processes. Every result is compared with that on private memory: all of them to the last bit, but for k-means, which
 adds its sums in another order. The time goes from the barrier at which the data are there to the one at which the
-result is; a peer's result stays where it was computed. All run in turn, with one thread of BLAS a process. Lines are
-those of the whole program that hold code; an example also prints its result, a peer also takes its time.
+result is; a rival's result stays where it was computed. All run in turn, with one thread of BLAS a process. Lines are
+those of the whole program that hold code; an example also prints its result, a rival also takes its time.
 
 This host has {cores} processors, which the processes, the node agents and the directory share: no speed-up beyond
 {cores} can show, and efficiency is the speed-up divided by the smaller of the number of processes and of processors.
@@ -72,7 +72,7 @@ class _Measurement:
         self._expected: Any = None
 
     def run(self, nodes: tuple[int, ...], rounds: int, progress: Progress) -> None:
-        """Private memory, dsm and the peers in turn."""
+        """Private memory, dsm and the rivals in turn."""
         private = self._figure("private memory", 1, f"examples/{self._program.name}.py")
         private.note = self._program.note
         parts: list[tuple[Figure, Callable[[], list[float]]]] = [(private, self._on_dsm(private, 0))]
@@ -81,15 +81,17 @@ class _Measurement:
             figure = self._figure(label, count, f"examples/{self._program.name}.py", private)
             parts.append((figure, self._on_dsm(figure, count)))
         with contextlib.ExitStack() as stack:
-            for peer in self._program.peers:
-                progress(f"{self._program.name}: starting {peer.label}")
-                if reason := children.missing(peer):
-                    self._section.absent[f"{self._program.name}: {peer.label}"] = reason
+            for rival in self._program.rivals:
+                progress(f"{self._program.name}: starting {rival.label}")
+                processes = children.RivalProcesses(rival, self._program.function, self._result.parent)
+                stack.callback(processes.close)
+                try:
+                    processes.start()
+                except children.Absent as absent:
+                    self._section.absent[f"{self._program.name}: {rival.label}"] = str(absent)
                     continue
-                figure = self._figure(peer.label, 2, f"benchmarks/apps/{peer.module}.py", private)
-                processes = children.PeerProcesses(peer, self._program.function, self._result.parent)
-                stack.enter_context(contextlib.closing(processes))
-                parts.append((figure, self._on_peer(figure, peer, processes)))
+                figure = self._figure(rival.label, 2, f"benchmarks/apps/{rival.module}.py", private)
+                parts.append((figure, self._on_rival(figure, rival, processes)))
             interleave(rounds, progress, parts)
 
     def _figure(self, label: str, processes: int, source: str, *beside: Figure) -> Figure:
@@ -117,9 +119,9 @@ class _Measurement:
 
         return part
 
-    def _on_peer(self, figure: Figure, peer: Peer, processes: children.PeerProcesses) -> Callable[[], list[float]]:
-        if peer.moved is not None:
-            self._section.facts[figure.name]["MB moved"] = round(peer.moved(self._sizes) / 1e6, 2)
+    def _on_rival(self, figure: Figure, rival: Rival, processes: children.RivalProcesses) -> Callable[[], list[float]]:
+        if rival.moved is not None:
+            self._section.facts[figure.name]["MB moved"] = round(rival.moved(self._sizes) / 1e6, 2)
 
         def part() -> list[float]:
             seconds = processes.run(self._sizes, self._result)

@@ -1,4 +1,4 @@
-"""What is known of a peer: its name, what installs it, what of it is measured, and what it is compared for."""
+"""What is known of an alternative: its name, what installs it, what of it is measured, and what it is compared for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from benchmarks.alternatives.child import Child
+from benchmarks.alternatives.client import Client
 
 VALUE: Final = 4096
-"""Bytes: a page of dsm, and what every peer is asked for."""
+"""Bytes: a page of dsm, and what every alternative is asked for."""
 
 BLOCK: Final = 1 << 20
 """Bytes of a value of those that store values, and of one transfer of those that are told how much to transfer."""
@@ -19,7 +19,7 @@ ARRAY: Final = 32 * BLOCK
 """Bytes of an array that is read or written as a whole."""
 
 VALUES: Final = 128
-"""How many values a peer holds; successive operations take successive ones."""
+"""How many values an alternative holds; successive operations take successive ones."""
 
 
 REMOTE_READ: Final = "dsm: remote read of a page"
@@ -42,7 +42,7 @@ class Latency:
     instead: tuple[str, ...]
     unit: ClassVar = "µs"
 
-    def measure(self, child: Child, count: int) -> Any:
+    def measure(self, child: Client, count: int) -> Any:
         return child.ask(self.operation, count)
 
 
@@ -55,17 +55,17 @@ class Rate:
     instead: tuple[str, ...]
     unit: ClassVar = "GB/s"
 
-    def measure(self, child: Child, count: int) -> Any:
+    def measure(self, child: Client, count: int) -> Any:
         return child.ask(self.operation)
 
 
 @dataclass(frozen=True)
-class Peer:
+class Alternative:
     """``start`` is given a folder, which is the child's own. Either it or the child's ``ready`` raises
-    :class:`~benchmarks.alternatives.child.Absent`."""
+    :class:`~benchmarks.alternatives.client.Absent`."""
 
     name: str
     install: str
     about: str
     measured: tuple[Latency | Rate, ...]
-    start: Callable[[Path], Child]
+    start: Callable[[Path], Client]

@@ -1,4 +1,4 @@
-"""A program on something else than dsm: ``python -m benchmarks.apps.peer MODULE FUNCTION [ORDER]``.
+"""A program on something else than dsm: ``python -m benchmarks.apps.rival MODULE FUNCTION [ORDER]``.
 
 Without an order it takes one a line. An answer is the number of seconds that the program itself has measured.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     if not orders:
         print("{}", flush=True)
     for line in orders or sys.stdin:
-        order = json.loads(line)
+        (order,) = json.loads(line)
         took, result = program(**order["sizes"])
         if result is not None:  # of many processes, one has it
             np.save(order["result"], result)
