@@ -432,8 +432,7 @@ class Semaphore(_Primitive):
             raise InvalidArgument(f"release 1 or more, not {n!r}")
         self._ask(wire.Post(0, self.name, self._kind, n))
 
-    @property
-    def value(self) -> int:
+    def get_value(self) -> int:
         """How many there are now."""
         return int(self._state()["value"])
 

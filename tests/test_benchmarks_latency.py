@@ -19,7 +19,8 @@ from benchmarks.private_memory import fill, first_touches
 def test_every_figure_is_there_and_stands_beside_something(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "latency", "--quick", "--json", str(file)]
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    ended = subprocess.run(command, capture_output=True, timeout=100, text=True)
+    assert ended.returncode == 0, ended.stderr
     (section,) = json.loads(file.read_text())["sections"]
     figures: dict[str, Any] = {figure["name"]: figure for figure in section["figures"]}
     expected = {"first touch", "local fault", "remote read, from its owner", "remote read, from a sharer"}

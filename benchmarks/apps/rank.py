@@ -122,9 +122,9 @@ def watched(memory: Any) -> tuple[Watch, Regions]:
             with watch.waiting("lock"):
                 return super().__enter__()
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *raised: Any) -> None:
             with watch.waiting("lock"):
-                super().__exit__()
+                super().__exit__(*raised)
 
     memory.attach, memory.Barrier, memory.Lock = watched_attach, WatchedBarrier, WatchedLock
     return watch, regions

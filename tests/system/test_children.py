@@ -204,8 +204,12 @@ def fork_and_die() -> None:
             pass
         assert region.array[0, 0] == 1
         region.array[1:3] = [[2], [3]]
-        with dsm.Lock("parent's"):  # which does not live on in the child
+        inherited = dsm.Lock("parent's")  # the parent's hold does not live on in the child
+        try:
+            inherited.acquire()
+        except dsm.errors.OwnerDied:
             region.array[3] = 4
+        inherited.release()
 
     in_child(work)
     region.array[2] = 0  # at the same time
