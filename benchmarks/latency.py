@@ -12,14 +12,15 @@ do here in turn.
 - first touch: a store to a page that nobody ever touched.
 - remote read: a load from a page that another node has alone (its owner), or that others share.
 - upgrade: a store to a page of which other nodes have copies.
-- lock: an acquire that nobody contests; a hand-over from the release on one node to the acquired lock on another that
-  waited for it.
+- lock: an acquire that nobody contests, of a lock that no node has and of one that this node was the last to have; a
+  hand-over from the release on one node to the acquired lock on another that waited for it.
 - barrier: from the last arrival until the last has left; one party a node.
 - ping-pong: two nodes store to one page all the time; a turn is a store before which the other side has stored.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class Accesses:
         self._region = dsm.attach(_REGION, size=pages * PAGE)
         self._memory = self._region.buf
         self._lock = dsm.Lock(_LOCK_NAME)
+        self._new_locks = (dsm.Lock(f"{_LOCK_NAME}.new.{number}") for number in itertools.count())
         self._own_lock = dsm.Lock(f"{_LOCK_NAME}.own")
         self._barriers = {parties: dsm.Barrier(f"{_REGION}.{parties}", parties) for parties in PARTIES}
         self._hits: Any = {"dsm": self._region.ndarray(_HIT_BYTES // 8, "f8"), "private": np.zeros(_HIT_BYTES // 8)}
@@ -101,14 +103,15 @@ class Accesses:
         """The floor of a first touch."""
         return private_memory.first_touches(count)
 
-    def lock_alone(self, count: int) -> list[int]:
-        """Acquire what nobody else wants."""
+    def lock_alone(self, count: int, new: bool) -> list[int]:
+        """Acquire what nobody else wants: one lock again and again, or each time a ``new`` one."""
+        locks = list(itertools.islice(self._new_locks, count)) if new else [self._own_lock] * count
         took = []
-        for _ in range(count):
+        for lock in locks:
             start = time.perf_counter_ns()
-            self._own_lock.acquire()
+            lock.acquire()
             took.append(time.perf_counter_ns() - start)
-            self._own_lock.release()
+            lock.release()
         return took
 
     def lock_contended(self, count: int) -> list[tuple[int, int, int]]:
@@ -218,6 +221,10 @@ class _Measured:
 
     # -- locks and barriers -----------------------------------------------------------------------------
 
+    def lock_alone(self, new: bool) -> list[float]:
+        """Locks that nobody else wants."""
+        return _us(self.writer.ask("lock_alone", self.batch, new))
+
     def hand_over(self) -> list[float]:
         """From a release to the acquire that was waiting for it on the other node."""
         told = together(*[(application, ["lock_contended", self.batch]) for application in self.readers[:2]])
@@ -306,7 +313,8 @@ def _faults(m: _Measured) -> Iterator[Part]:
 
 
 def _locks(m: _Measured) -> Iterator[Part]:
-    yield Figure("lock, uncontended", "µs", beside=(ROUND_TRIP,)), lambda: _us(m.writer.ask("lock_alone", m.batch))
+    yield Figure("lock, uncontended", "µs", beside=(ROUND_TRIP,)), partial(m.lock_alone, True)
+    yield Figure("lock, taken again", "µs", beside=(ROUND_TRIP,)), partial(m.lock_alone, False)
     yield Figure("lock, hand-over", "µs", beside=(ROUND_TRIP,)), m.hand_over
 
 

@@ -24,7 +24,7 @@ def test_every_figure_is_there_and_stands_beside_something(tmp_path: Path) -> No
     (section,) = json.loads(file.read_text())["sections"]
     figures: dict[str, Any] = {figure["name"]: figure for figure in section["figures"]}
     expected = {"first touch", "local fault", "remote read, from its owner", "remote read, from a sharer"}
-    expected |= {"upgrade, 1 sharer", "upgrade, 2 sharers", "lock, uncontended", "lock, hand-over"}
+    expected |= {"upgrade, 1 sharer", "upgrade, 2 sharers", "lock, uncontended", "lock, taken again", "lock, hand-over"}
     crowd = {f"upgrade, {sharers} sharers, of nine nodes" for sharers in SHARERS[1:]}
     crowd |= {"upgrade, 1 sharer, of nine nodes", *(f"barrier of {parties}" for parties in PARTIES)}
     assert expected | crowd <= figures.keys()

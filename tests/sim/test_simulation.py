@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ from nodes.pager import Pager
 
 from . import regressions
 from .__main__ import main
+from .cluster import SimulatedCluster
+from .host import Host
+from .kernel import KernelNoise
+from .programs import Process, Program, Sleep, acquire, release
 from .run import simulate
+from .workloads import Workload
+from .world import S, World
 
 TREE = Path(__file__).resolve().parents[2]
 LINES = 80
@@ -60,6 +67,40 @@ def test_fresh_seeds(part: int) -> None:
 
 def test_a_thousand_nodes() -> None:
     demand_success(1, 1000)
+
+
+class OneAfterTheOther(Workload):
+    """Two processes of one node, then one of another, take a lock again and again, each when the one before is done."""
+
+    def spawn(self, host: Host, index: int) -> None:
+        super().spawn(self.cluster.hosts[1 + index // 2], index)
+
+    def worker(self, process: Process, index: int) -> Program:
+        yield Sleep(1 + index * S)
+        for _ in range(self.rounds):
+            held = yield from acquire(process, "kept")
+            self.demand(held is not None, "the lock was not granted")
+            yield from release(process, "kept", held)
+
+
+@pytest.mark.parametrize(("workers", "acquired", "returned"), [(1, 1, 0), (2, 1, 0), (3, 2, 1)])
+def test_a_lock_that_a_node_takes_again_costs_no_message(
+    monkeypatch: pytest.MonkeyPatch, workers: int, acquired: int, returned: int
+) -> None:
+    step, said = Cluster.step, Counter[str]()
+
+    def counting(self: Cluster, identity: bytes, message: wire.Message, now: float) -> Outgoing:
+        said[type(message).__name__] += 1
+        return step(self, identity, message, now)
+
+    monkeypatch.setattr(Cluster, "step", counting)
+    world = World(4711)
+    cluster = SimulatedCluster(world, 2, KernelNoise(0, 0, 0, 0, 0, 0), (20, 60))
+    with cluster.kernel.installed():
+        cluster.workloads.append(OneAfterTheOther(cluster, "in turn", workers, 200, 1, PAGE_BYTES))
+        while cluster.alive:
+            assert world.step()
+    assert (said["Acquire"], said["Return"]) == (acquired, returned)
 
 
 # --- replay ----------------------------------------------------------------------------------------------

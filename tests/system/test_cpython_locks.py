@@ -42,8 +42,8 @@ NOT_APPLICABLE = {
 
 def threads(what: str) -> dict[str, str]:
     """CPython's tests of one primitive between threads: how each of them ended."""
+    import importlib
     import uuid
-    from test import lock_tests
 
     kinds = {"Lock": "locktype", "RLock": "locktype", "Event": "eventtype", "Condition": "condtype",
              "Semaphore": "semtype", "BoundedSemaphore": "semtype", "Barrier": "barriertype"}  # fmt: skip
@@ -51,17 +51,19 @@ def threads(what: str) -> dict[str, str]:
     def new(*arguments: Any, **options: Any) -> Any:
         return getattr(dsm, what)(uuid.uuid4().hex, *arguments, **options)
 
-    theirs = getattr(lock_tests, f"{what}Tests")
+    theirs = getattr(importlib.import_module("test.lock_tests"), f"{what}Tests")
     return outcomes(type(what, (theirs,), {kinds[what]: staticmethod(new)}))
 
 
 def processes(what: str, other: str) -> dict[str, str]:
     """CPython's tests of one primitive between processes; those that a test starts are on the ``other`` node."""
+    import importlib
     import multiprocessing
     import os
     import unittest
     import uuid
-    from test import _test_multiprocessing as theirs
+
+    theirs = importlib.import_module("test._test_multiprocessing")
 
     class Process(multiprocessing.Process):
         def run(self) -> None:
@@ -82,9 +84,8 @@ def outcomes(case: Any) -> dict[str, str]:
     import unittest
 
     result = unittest.TestResult()
-    suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
-    names = [test.id().rpartition(".")[2] for test in suite]
-    suite.run(result)
+    names = unittest.defaultTestLoader.getTestCaseNames(case)
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
     bad = {test.id().rpartition(".")[2]: text for test, text in result.failures + result.errors}
     return {name: bad.get(name, "") for name in names} | bad
 
