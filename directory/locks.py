@@ -91,7 +91,8 @@ class Lock(Primitive):
         return () if self.holder is None else (self.holder,)
 
     def state(self) -> dict[str, Any]:
-        return {"locked": bool(self.node), "node": self.node, "died": self.died}
+        holder = "" if self.holder is None else self.holder.who  # known once others wait
+        return {"node": self.node, "holder": holder, "owner died": self.died}
 
     def _grant(self, call: Call) -> tuple[int, Any]:
         self.node = call.node

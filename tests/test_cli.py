@@ -156,7 +156,7 @@ STATUS: dict[str, Any] = {
                 "pages": {"shared": 5, "exclusive": 6, "lost": 0},
             }
         ],
-        "primitives": [{"name": "l", "kind": "lock", "calls": 2, "locked": True, "node": 1, "died": False}],
+        "primitives": [{"name": "l", "kind": "lock", "calls": 2, "node": 1, "holder": "process 7", "owner died": False}],
     },
 }
 
@@ -203,7 +203,7 @@ def test_status_as_tables(dsm: Dsm, agent: Agent, capsys: pytest.CaptureFixture[
     assert row(shown, "2", "b") == ["2", "b", "tcp://10.0.0.2:7401", "0", "late", "9.0", "s", "ago"]
     assert row(shown, "grid[0]") == ["grid[0]", "1.5", "GiB", "4", "KiB", "11", "5", "6", "0", "a,", "b"]
     assert row(shown, "late", "41")[2:4] == ["answers", "to"]
-    assert row(shown, "l") == ["l", "lock", "2", "True", "1", "False"]
+    assert row(shown, "l") == ["l", "lock", "2", "1", "process", "7", "False"]
     assert "shards" not in shown
     assert "tcp://10.0.0.1:7400" in shown
 
