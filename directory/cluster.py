@@ -28,10 +28,12 @@ _TOO_LATE: Final = "all shards of this directory were there: one that was lost t
 
 class Cluster(Members):
     """The cluster as its directory sees it; ``address``, for people to read, is where that listens. It has ``shards``
-    shards, this one included; before all of them have come no node is taken in."""
+    shards, this one included; before all of them have come no node is taken in. ``name`` tells this cluster from all
+    others."""
 
-    def __init__(self, address: str, now: float, story: Story | None = None, shards: int = 1) -> None:
+    def __init__(self, address: str, now: float, story: Story | None = None, shards: int = 1, name: str = "") -> None:
         super().__init__(address, now, PageMachine(story, 0, shards))
+        self._name = name
         self._others = Others(shards)
         self._registry = Registry()
         self._sync = SyncMachine()
@@ -227,6 +229,8 @@ class Cluster(Members):
             return wire.Answer(m.ticket, {"owners": self._pages.owner_numbers(m.region, m.start, m.count)})
         if m.what == "story":
             return self._story(m)
+        if m.what == "cluster":
+            return wire.Answer(m.ticket, {"cluster": self._name})
         return wire.Failure(m.ticket, "InvalidArgument", f"cannot answer {m.what!r} of region {m.region}")
 
     def _story(self, m: wire.Query) -> wire.Message:

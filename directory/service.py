@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Final
 
@@ -44,7 +45,7 @@ class Directory:
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
     def _machine(self, shards: int) -> Members:
-        return Cluster(self.address, time.monotonic(), self._story, shards)
+        return Cluster(self.address, time.monotonic(), self._story, shards, os.urandom(16).hex())
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""

@@ -26,6 +26,7 @@
     ├── BrokenBarrier            (threading.BrokenBarrierError)
     │   └── PartyDied            (and DeadlockError)  it cannot fill any more
     ├── DeadlockError            (RuntimeError)     everybody in a circle waits for the next
+    ├── ClusterMismatch          (ValueError)       a pickle from another cluster
     ├── PrimitiveNotFound        (FileNotFoundError)  a semaphore or a counter that was unlinked
     ├── InUse                    (OSError)          somebody waits for what was to be removed
     └── ProtocolError            (RuntimeError)     a message or event that the rules do not allow
@@ -135,6 +136,10 @@ class DeadlockError(DsmError, RuntimeError):
 
 class PartyDied(BrokenBarrier, DeadlockError):
     """The barrier cannot fill any more: one of its parties has ended."""
+
+
+class ClusterMismatch(DsmError, ValueError):
+    """A region or a primitive was pickled in another cluster than the one it is unpickled in."""
 
 
 class PrimitiveNotFound(DsmError, FileNotFoundError):

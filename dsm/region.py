@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from dsm import client, geometry, local, memory, wire
+from dsm import client, geometry, local, memory, travel, wire
 from dsm.constants import PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import InvalidArgument, NodeUnreachable, ProtocolError, RegionClosed
 from dsm.forking import Mapping, map_region
@@ -185,13 +185,13 @@ class Region:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[[str], Region], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         self._open()
         options = self._mapping.options
         what: dict[str, Any] = {"size": self.size}
         if "shape" in options:
             what["shape"], what["dtype"] = _layout_of(options, self.size)
-        return functools.partial(attach, create=False, page_size=self.page_size, **what), (self.name,)
+        return travel.reduced(functools.partial(attach, create=False, page_size=self.page_size, **what), self.name)
 
     def __repr__(self) -> str:
         state = "closed" if self._pages is None else f"node {self._mapping.node!r}"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from dsm import client, wire
+from dsm import client, travel, wire
 from dsm.constants import NAME_CHARS_MAX
 from dsm.errors import BrokenBarrier, InvalidArgument, LockNotHeld, OwnerDied
 
@@ -91,7 +91,7 @@ class _Primitive:
         return wire.Acquire(0, self.name, self._kind, how, *_me())
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return type(self), (self.name,)
+        return travel.reduced(type(self), self.name)
 
     def __repr__(self) -> str:
         return f"<dsm.{type(self).__name__} {self.name!r}>"
@@ -389,8 +389,8 @@ class Condition:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._lock.__exit__(kind, error, trace)
 
-    def __reduce__(self) -> tuple[type[Condition], tuple[str, Lock | RLock]]:
-        return Condition, (self.name, self._lock)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return travel.reduced(Condition, self.name, self._lock)
 
     def __repr__(self) -> str:
         return f"<dsm.Condition {self.name!r} with {self._lock!r}>"
@@ -443,7 +443,7 @@ class Semaphore(_Primitive):
         self.release()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return type(self), (self.name, self._initial)
+        return travel.reduced(type(self), self.name, self._initial)
 
 
 class BoundedSemaphore(Semaphore):
@@ -510,7 +510,7 @@ class Counter(_Primitive):
         return int(self._state()["value"])
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return type(self), (self.name, self._initial)
+        return travel.reduced(type(self), self.name, self._initial)
 
 
 def _whole(value: int) -> int:
@@ -613,7 +613,7 @@ class Barrier(_Primitive):
         return bool(self._state()["broken"])
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Barrier._received, (self.name, self._parties, self._action, self._timeout)
+        return travel.reduced(Barrier._received, self.name, self._parties, self._action, self._timeout)
 
     def __repr__(self) -> str:
         return f"<dsm.Barrier {self.name!r} of {self._parties}>"

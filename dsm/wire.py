@@ -353,7 +353,8 @@ class Destroy(NamedTuple):
 
 class Query(NamedTuple):
     """``what``: "status" (of the cluster), "owners" (``region``, ``start``, ``count``: who owns each page), "story" (of
-    page ``start`` of ``region``), or "here", which a node answers itself: it is there, and not about to leave."""
+    page ``start`` of ``region``), "cluster" (its name), or "here", which a node answers itself: it is there, and not
+    about to leave."""
 
     ticket: U32
     what: Name

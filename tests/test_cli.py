@@ -156,7 +156,9 @@ STATUS: dict[str, Any] = {
                 "pages": {"shared": 5, "exclusive": 6, "lost": 0},
             }
         ],
-        "primitives": [{"name": "l", "kind": "lock", "calls": 2, "node": 1, "holder": "process 7", "owner died": False}],
+        "primitives": [
+            {"name": "l", "kind": "lock", "calls": 2, "node": 1, "holder": "process 7", "owner died": False}
+        ],
     },
 }
 
