@@ -1,4 +1,5 @@
-"""The regions by name: pure. A region lives until it is unlinked and the last node has detached.
+"""The regions by name: pure. A region lives until it is unlinked and the last node has detached; one that does not
+persist, until the last node has detached.
 
 One that was created and then mapped by nobody (its creator lacked something) is over with the last Close: an attach
 that fails changes nothing.
@@ -33,6 +34,11 @@ class Region:
         self.known: set[int] = set()
         self.kept = False
         self.unlinked = False
+
+    @property
+    def persists(self) -> bool:
+        """Does it outlive its users?"""
+        return bool(self.options.get("persist", True))
 
 
 class Registry:
@@ -116,7 +122,7 @@ class Registry:
         return over
 
     def _destroy_if_over(self, region: Region) -> set[int]:
-        if region.nodes or (region.kept and not region.unlinked):
+        if region.nodes or (region.kept and region.persists and not region.unlinked):
             return set()
         del self.regions[region.number]
         if self._names.get(region.name) == region.number:  # else it was unlinked, and another may have its name by now
@@ -125,8 +131,10 @@ class Registry:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Whoever attaches later has to rely on these two; other options are for later releases."""
+    """Whoever attaches later has to rely on these; other options are for later releases."""
     shape, dtype = options.get("shape", []), options.get("dtype", "")
+    if type(options.get("persist", True)) is not bool:
+        raise InvalidArgument(f"persist is true or false, not {options['persist']!r}")
     if type(shape) is not list or not all(type(side) is int and side >= 0 for side in shape) or type(dtype) is not str:
         raise InvalidArgument(f"a shape is a list of whole numbers and a dtype a text, not {shape!r} and {dtype!r}")
 
@@ -156,4 +164,6 @@ def _difference(region: Region, m: Open) -> tuple[str, object, object] | None:
             return key, region.options.get(key), m.options[key]
     if m.size and m.size != region.size:
         return "size", region.size, m.size
+    if m.options.get("persist", region.persists) != region.persists:
+        return "persist", region.persists, m.options["persist"]
     return None

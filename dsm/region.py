@@ -34,14 +34,15 @@ def attach(
     dtype: npt.DTypeLike | None = None,
     create: bool | None = None,
     page_size: int | None = None,
+    persist: bool | None = None,
 ) -> Region:
     """Attach to the region of shared memory called ``name``, on whichever host its data is.
 
     >>> region = dsm.attach("grid", shape=(1024, 1024), dtype="f8")  # doctest: +SKIP
     >>> region.array[0, :] = 1.0                                     # every process of every node sees it
 
-    A region exists from its creation until somebody unlinks it and the last process has detached. It begins as
-    zeros.
+    A region exists from its creation until somebody unlinks it and the last process has detached; with
+    ``persist=False``, until the last process has detached or ended, however it ended. It begins as zeros.
 
     Parameters
     ----------
@@ -56,18 +57,20 @@ def attach(
         True: it must not exist. False: it must.
     page_size
         Bytes that travel together, a multiple of 4096, 2 MiB at most. None: 4096, or what an existing region has.
+    persist
+        Whether the region outlives its last user. None: True, or what an existing region has.
 
     Raises
     ------
     InvalidArgument, RegionTooLarge
         Arguments that can never be right, or a size that this process cannot map.
     RegionNotFound, RegionExists, RegionMismatch
-        It does not exist; it does, and ``create=True``; it does, with another size, shape, dtype or page size.
+        It does not exist; it does, and ``create=True``; it does, with another size, shape, dtype, page size or persist.
     NodeUnreachable, DirectoryUnreachable, UserfaultfdUnavailable, PermissionDenied
         Each says what to do. Without ``DSM_NODE`` in the environment and without an agent on the user's default
         socket, a directory and node for this host are started.
     """
-    question = _question(name, size, shape, dtype, create, page_size)
+    question = _question(name, size, shape, dtype, create, page_size, persist)
     connection = client.connect()
     try:
         attached, fds = connection.ask_for_descriptors(question, wire.Attached)
@@ -107,6 +110,11 @@ class Region:
     def page_size(self) -> int:
         """Bytes that travel together."""
         return self._mapping.page_size
+
+    @property
+    def persist(self) -> bool:
+        """Whether it outlives its last user."""
+        return bool(self._mapping.options.get("persist", True))
 
     @property
     def buf(self) -> memoryview:
@@ -210,10 +218,13 @@ def _question(
     dtype: npt.DTypeLike | None,
     create: bool | None,
     page_size: int | None,
+    persist: bool | None,
 ) -> wire.Attach:
     client.check_name(name, "region")
     if create not in (None, True, False):
         raise InvalidArgument(f"create is True, False or None, not {create!r}")
+    if persist not in (None, True, False):
+        raise InvalidArgument(f"persist is True, False or None, not {persist!r}")
     asked = None if size is None else _bytes(size)
     unit = PAGE_BYTES if page_size is None else _integer(page_size, "page_size")
     options: dict[str, Any] = {}
@@ -221,6 +232,8 @@ def _question(
         asked, options = _array_size(asked, shape, "f8" if dtype is None else dtype)
     elif dtype is not None:
         raise InvalidArgument("dtype needs a shape: give shape=, or leave dtype out and use region.ndarray()")
+    if persist is not None:
+        options["persist"] = bool(persist)
     geometry.check_size(1 if asked is None else min(asked, REGION_BYTES_MAX), unit)
     if asked is None:
         if create:

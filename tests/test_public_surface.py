@@ -66,9 +66,9 @@ def test_the_vocabulary_does_not_load_the_library() -> None:
 
 def test_attach_takes_what_the_design_says() -> None:
     parameters = inspect.signature(dsm.attach).parameters
-    assert list(parameters) == ["name", "size", "shape", "dtype", "create", "page_size"]
+    assert list(parameters) == ["name", "size", "shape", "dtype", "create", "page_size", "persist"]
     by_keyword = [name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert by_keyword == ["shape", "dtype", "create", "page_size"]
+    assert by_keyword == ["shape", "dtype", "create", "page_size", "persist"]
 
 
 def test_help_of_attach_explains_every_parameter_and_names_real_errors() -> None:
@@ -83,7 +83,9 @@ def test_help_of_attach_explains_every_parameter_and_names_real_errors() -> None
 
 def test_region_has_what_the_design_says() -> None:
     public = {name for name in vars(dsm.Region) if not name.startswith("_")}
-    assert public == {*("name", "size", "page_size", "buf", "array", "ndarray", "prefetch", "stats", "close", "unlink")}
+    assert public == {
+        *("name", "size", "page_size", "persist", "buf", "array", "ndarray", "prefetch", "stats", "close", "unlink")
+    }
 
 
 @pytest.mark.parametrize("ours", [Lock.acquire, Lock.release, Lock.locked, Barrier.wait, Barrier.reset, Barrier.abort])

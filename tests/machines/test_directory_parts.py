@@ -235,7 +235,9 @@ def test_a_region_is_made_once_and_opened_by_all() -> None:
         (question("a", page_size=8192), errors.RegionMismatch),
         (question("c", 1, page_size=5000), errors.InvalidArgument),
         (question("c", 2**62), errors.RegionTooLarge),
+        (question("a", 5000, persist=False), errors.RegionMismatch),
         (question("c", 1, shape=7), errors.InvalidArgument),
+        (question("c", 1, persist="no"), errors.InvalidArgument),
     ],
     ids=repr,
 )
@@ -278,6 +280,18 @@ def test_a_region_that_somebody_has_mapped_stays() -> None:
     registry.keep(1, region.number)
     assert registry.close(1, region.number, 1) == set()
     assert registry.open(2, question("a")) == (region, False)
+
+
+def test_a_region_that_does_not_persist_goes_with_its_last_user() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000, persist=False))
+    registry.open(2, question("a"))
+    registry.keep(1, region.number)
+    assert registry.close(1, region.number, 1) == set()
+    assert registry.forget_node(2) == {region.number: {1}}
+    assert registry.regions == {}
+    _, new = registry.open(1, question("a", 7000))
+    assert new
 
 
 def test_an_open_that_crosses_a_close_keeps_the_node_attached() -> None:
