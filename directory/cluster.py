@@ -44,6 +44,7 @@ class Cluster(Members):
             wire.Leave: self._leave,
             wire.Open: self._open,
             wire.Keep: self._keep,
+            wire.Hold: self._hold,
             wire.Close: self._close,
             wire.Unlink: self._unlink,
         }
@@ -182,6 +183,13 @@ class Cluster(Members):
         if self._is_attached(node, m.region):
             self._registry.keep(node.number, m.region)
         return []
+
+    def _hold(self, node: Node, m: wire.Hold) -> Outgoing:
+        if not self._registry.may_hold(node.number, m.region, m.on):
+            self._rejected += 1
+            return []
+        told = self._registry.hold(node.number, m.region, m.on)
+        return self._destroy(m.region, told) if m.region not in self._registry.regions else []
 
     def _is_attached(self, node: Node, region: int) -> bool:
         attached = self._registry.is_attached(node.number, region)

@@ -19,10 +19,11 @@ class Region:
     """What the registry knows of one region.
 
     ``nodes`` are attached, with how often each has opened it and not closed it; ``known`` ever were and may keep pages.
-    ``kept``: somebody has mapped it, so that it outlives those who are attached.
+    ``kept``: somebody has mapped it, so that it outlives those who are attached. ``holders``: nodes for which it does,
+    though it does not persist.
     """
 
-    __slots__ = ("kept", "known", "name", "nodes", "number", "options", "page_size", "size", "unlinked")
+    __slots__ = ("holders", "kept", "known", "name", "nodes", "number", "options", "page_size", "size", "unlinked")
 
     def __init__(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> None:
         self.number = number
@@ -32,6 +33,7 @@ class Region:
         self.options = options
         self.nodes: dict[int, int] = {}
         self.known: set[int] = set()
+        self.holders: set[int] = set()
         self.kept = False
         self.unlinked = False
 
@@ -91,6 +93,19 @@ class Registry:
         if self.is_attached(node, number):
             self.regions[number].kept = True
 
+    def may_hold(self, node: int, number: int, on: bool) -> bool:
+        """Is a node attached, or, to let go, a holder?"""
+        return self.is_attached(node, number) if on else number in self.regions and node in self.regions[number].holders
+
+    def hold(self, node: int, number: int, on: bool) -> set[int]:
+        """A node holds a region, or does no longer. The nodes to tell to forget it, if it is over."""
+        region = self.regions[number]
+        if on:
+            region.holders.add(node)
+            return set()
+        region.holders.discard(node)
+        return self._destroy_if_over(region)
+
     def close(self, node: int, number: int, opens: int) -> set[int]:
         """A node takes ``opens`` of its opens back. The nodes to tell to forget the region, if it is over."""
         region = self.regions.get(number)
@@ -115,14 +130,17 @@ class Registry:
         over: dict[int, set[int]] = {}
         for region in list(self.regions.values()):
             region.known.discard(node)
-            if region.nodes.pop(node, 0):
+            held = node in region.holders
+            region.holders.discard(node)
+            if region.nodes.pop(node, 0) or held:
                 told = self._destroy_if_over(region)
                 if region.number not in self.regions:
                     over[region.number] = told
         return over
 
     def _destroy_if_over(self, region: Region) -> set[int]:
-        if region.nodes or (region.kept and region.persists and not region.unlinked):
+        outlives = (region.kept and region.persists) or region.holders
+        if region.nodes or (outlives and not region.unlinked):
             return set()
         del self.regions[region.number]
         if self._names.get(region.name) == region.number:  # else it was unlinked, and another may have its name by now

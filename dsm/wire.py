@@ -332,6 +332,15 @@ class Keep(NamedTuple):
     region: U32
 
 
+class Hold(NamedTuple):
+    """Application to node, and node to directory for its first and its last: the region, which does not persist, is not
+    over while it is held (``on``), unless it is unlinked. The node answers with Ready; the end of the connection ends
+    its holds."""
+
+    region: U32
+    on: Flag
+
+
 class Close(NamedTuple):
     """The last application of the sending node has detached from the region, which it had opened ``opens`` times; an
     Open that crosses this message on its way is not among them, and keeps the node attached."""
@@ -571,7 +580,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
-    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn,
+    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

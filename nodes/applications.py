@@ -34,7 +34,7 @@ _OPTIONS_BYTES_MAX = 16 << 10
 
 
 class _Connection:
-    __slots__ = ("locks", "mapping", "party", "pid", "pidfd", "region", "sock", "ticket")
+    __slots__ = ("holds", "locks", "mapping", "party", "pid", "pidfd", "region", "sock", "ticket")
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
@@ -44,6 +44,7 @@ class _Connection:
         self.mapping: Mapping | None = None
         self.ticket = 0  # of what it waits for
         self.locks: dict[str, None] = {}  # held on this connection
+        self.holds: dict[int, None] = {}  # regions that are not over while it is open
         self.party: _Party | None = None  # the process, once it has to do with a barrier
 
     @property
@@ -120,6 +121,7 @@ class Applications:
             wire.Attach: self._attach,
             wire.Mapped: self._mapped,
             wire.Detach: self._detached,
+            wire.Hold: self._hold,
             wire.Prefetch: self._prefetch,
             wire.StatsQuery: self._stats,
             wire.Query: self._query,
@@ -264,6 +266,8 @@ class Applications:
             self._to_directory(wire.Cancel(connection.ticket, True))
         for name in connection.locks:
             self._released(name, died=True)
+        for number in connection.holds:
+            self._let_go_of(number)
         if connection.party is not None:
             connection.party.connections -= 1
             self._look_for(connection.party)
@@ -400,6 +404,27 @@ class Applications:
             self._agent.drop_mapping(mapping)
         self._detach(connection)
         self._reply(connection, wire.Ready())
+
+    def _hold(self, connection: _Connection, m: wire.Hold, _: list[int]) -> None:
+        region = self._agent.pager.regions.get(m.region)
+        if m.on and (region is None or not region.users):
+            raise errors.RegionNotFound(f"region number {m.region} is attached by nobody on this node any more")
+        if m.on and region is not None and m.region not in connection.holds:
+            connection.holds[m.region] = None
+            region.holds += 1
+            if region.holds == 1:
+                self._to_directory(m)
+        elif not m.on and m.region in connection.holds:
+            del connection.holds[m.region]
+            self._let_go_of(m.region)
+        self._reply(connection, wire.Ready())
+
+    def _let_go_of(self, number: int) -> None:
+        region = self._agent.pager.regions.get(number)
+        if region is not None:  # else it is over: it was unlinked
+            region.holds -= 1
+            if not region.holds:
+                self._to_directory(wire.Hold(number, False))
 
     def _prefetch(self, connection: _Connection, m: wire.Prefetch, _: list[int]) -> None:
         mapping = connection.mapping

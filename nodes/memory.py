@@ -62,6 +62,7 @@ class RegionMemory:
         self.memfd = memory.create_memfd(f"dsm:{name}"[:200], self.pages * page_size)
         self.mappings: list[Mapping] = []
         self.users = 0  # connections that are attached or about to be
+        self.holds = 0  # connections for which it outlives its users
         self.opens = 0  # how often the directory was asked for it since the last Close
         self.kept = False  # has the directory been told that it could be mapped here?
         self.stats = Statistics()

@@ -70,6 +70,7 @@ LAYOUT = """
     Return(name, died)
     Gone(process, died)
     WaitOn(name, lock, wait, process, thread, who)
+    Hold(region, on)
 """
 """Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

@@ -384,7 +384,7 @@ def _to_service(mutator: Mutator, service: _Service) -> None:
         message = wire.Join(f"liar{identity!r}", _ADDRESSES[identity])
     elif isinstance(message, wire.Request) and message.region == service.region:
         message = message._replace(count=0)  # any member may ask for any page: not a lie
-    elif isinstance(message, wire.Close | wire.Keep) and plan.random() < 0.5:
+    elif isinstance(message, wire.Close | wire.Keep | wire.Hold) and plan.random() < 0.5:
         message = message._replace(region=service.region)
     service.tell(identity, message)
 

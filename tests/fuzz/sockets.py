@@ -239,7 +239,7 @@ def peer(battle: Battle, seed: int, count: int) -> Outcome:
 
 _TO_A_NODE: Final = (
     wire.Attach, wire.Mapped, wire.Detach, wire.Prefetch, wire.StatsQuery, wire.Query, wire.Unlink,
-    wire.Acquire, wire.Release, wire.WaitOn, wire.Post, wire.Enroll, wire.Forget, wire.Inspect, wire.Cancel,
+    wire.Hold, wire.Acquire, wire.Release, wire.WaitOn, wire.Post, wire.Enroll, wire.Forget, wire.Inspect, wire.Cancel,
 )  # fmt: skip
 _A_NODE_ANSWERS: Final = (*_TO_A_NODE, wire.Arrive, wire.BarrierReset, wire.Gone)
 _NOT_TO_A_NODE: Final = [kind for kind in wire.MESSAGES if kind not in _A_NODE_ANSWERS]

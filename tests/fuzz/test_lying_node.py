@@ -104,6 +104,8 @@ def refused_by(cluster: Cluster, node: int) -> int:
         wire.GaveUp(1, 1, 0, 1),
         wire.Hurry(1, 1, 0, 1),  # for another
         wire.Keep(1),
+        wire.Hold(1, True),
+        wire.Hold(1, False),
         wire.Close(1, 1),
         wire.Close(99, 0xFFFFFFFF),
         wire.Request(1, 1, 399, 2, wire.READ, wire.FAULT),  # one more than there is

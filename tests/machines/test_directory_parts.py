@@ -294,6 +294,29 @@ def test_a_region_that_does_not_persist_goes_with_its_last_user() -> None:
     assert new
 
 
+def test_a_region_that_is_held_stays_until_it_is_let_go_or_unlinked() -> None:
+    registry = Registry()
+    first, _ = registry.open(1, question("a", 5000, persist=False))
+    other, _ = registry.open(1, question("b", 5000, persist=False))
+    assert not registry.may_hold(2, first.number, True) and not registry.may_hold(1, first.number, False)
+    for region in (first, other):
+        assert registry.may_hold(1, region.number, True)
+        assert registry.hold(1, region.number, True) == set()
+        assert registry.close(1, region.number, 1) == set()
+    assert registry.may_hold(1, first.number, False)
+    assert registry.hold(1, first.number, False) == {1}
+    assert registry.unlink("b") == (other.number, {1})
+    assert registry.regions == {}
+
+
+def test_a_region_ends_with_the_node_that_holds_it() -> None:
+    registry = Registry()
+    region, _ = registry.open(1, question("a", 5000, persist=False))
+    registry.hold(1, region.number, True)
+    registry.close(1, region.number, 1)
+    assert registry.forget_node(1) == {region.number: set()}
+
+
 def test_an_open_that_crosses_a_close_keeps_the_node_attached() -> None:
     registry = Registry()
     region, _ = registry.open(1, question("a", 5000))
