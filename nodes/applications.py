@@ -111,7 +111,7 @@ class Applications:
         # Dicts for their order: what is done to all of them is done in order of arrival.
         self._connections: dict[_Connection, None] = {}
         self._silent: dict[_Connection, None] = {}  # closed, but the process has its region mapped still
-        self._parties: dict[int, _Party] = {}
+        self._parties: dict[int, _Party] = {}  # by pid
         self._locks = Locks()
         self._served_any = False
         self._last_ticket = 0
@@ -270,7 +270,7 @@ class Applications:
             self._let_go_of(number)
         if connection.party is not None:
             connection.party.connections -= 1
-            self._look_for(connection.party)
+            self._look_for(connection.pid or -connection.party.number, connection.party)
         self._silent[connection] = None
         self._let_go(connection)
 
@@ -289,8 +289,8 @@ class Applications:
         """Let go who has left without a word; tell those who wait for a silent directory."""
         for connection in list(self._silent):
             self._let_go(connection)
-        for party in list(self._parties.values()):
-            self._look_for(party)
+        for key, party in list(self._parties.items()):
+            self._look_for(key, party)
         for ticket, (connection, then, asked_s) in list(self._tickets.items()):
             if now - asked_s > DIRECTORY_TIMEOUT_S:
                 text = asking.unreachable(self._agent.links.directory_address, DIRECTORY_TIMEOUT_S)
@@ -590,25 +590,35 @@ class Applications:
             if connection.party.number != process:
                 raise errors.ProtocolError("a connection is that of one process")
             return
-        party = self._parties.get(process)
+        # One of another container is known by its own number alone.
+        key = connection.pid or -process
+        party = self._parties.get(key)
+        if party is not None and party.number != process:
+            if party.connections:
+                raise errors.ProtocolError("a process has one number")
+            self._party_is_over(key, party)  # it has executed another program
+            party = None
         if party is None:
-            party = self._parties[process] = _Party(process, connection.pid)
+            party = self._parties[key] = _Party(process, connection.pid)
         connection.party = party
         party.connections += 1
 
     def _gone(self, connection: _Connection, m: wire.Gone, _: list[int]) -> None:
         """A process is about to end, in good order."""
-        party = self._parties.get(m.process)
-        if party is not None and connection.party in (None, party):
+        party = self._parties.get(connection.pid or -m.process)
+        if party is not None and party.number == m.process:
             party.died = m.died
         self._reply(connection, wire.Ready())
 
-    def _look_for(self, party: _Party) -> None:
+    def _look_for(self, key: int, party: _Party) -> None:
         """Tell the directory if this process has ended."""
         if party.ended:
-            del self._parties[party.number]
-            party.close()
-            self._to_directory(wire.Gone(party.number, party.died))
+            self._party_is_over(key, party)
+
+    def _party_is_over(self, key: int, party: _Party) -> None:
+        del self._parties[key]
+        party.close()
+        self._to_directory(wire.Gone(party.number, party.died))
 
 
 def _spare() -> int:
