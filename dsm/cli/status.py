@@ -14,6 +14,7 @@ from dsm.cli.question import ask_directory, ask_node
 from dsm.constants import HEARTBEAT_S
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 _QUESTION: Final = wire.Query(0, "status", 0, 0, 0)
@@ -52,23 +53,19 @@ def command(as_json: bool, node: Path | None, directory: str | None) -> None:
 
 
 def _print(status: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPED_COLUMNS
+    out = console()
     node, cluster = status.get("node", {}), status.get("cluster", {})
-    console.print(f"directory  {status.get('directory', '?')}", markup=False)
+    out.print(f"directory  {status.get('directory', '?')}", markup=False)
     if node:
         up_s = float(node.get("uptime_s", 0))
-        console.print(f"this node  {node.get('name', '?')} (pid {node.get('pid', '?')}, up {up_s:.0f} s)", markup=False)
-    console.print(_nodes(cluster.get("nodes", [])))
-    console.print(_regions(cluster.get("regions", [])))
+        out.print(f"this node  {node.get('name', '?')} (pid {node.get('pid', '?')}, up {up_s:.0f} s)", markup=False)
+    out.print(_nodes(cluster.get("nodes", [])))
+    out.print(_regions(cluster.get("regions", [])))
     for title in ("shards", "primitives"):
         if cluster.get(title):
-            console.print(_anything(title, cluster[title]))
+            out.print(_anything(title, cluster[title]))
     for made in _of_this_node(node.get("regions", {}), node.get("counters", {})):
-        console.print(made)
+        out.print(made)
 
 
 def _of_this_node(regions: dict[str, dict[str, Any]], counters: dict[str, int]) -> Iterator[Table]:
@@ -122,6 +119,16 @@ def _anything(title: str, rows: list[Any]) -> Table:
 
 def _fields(row: dict[str, Any], *keys: str) -> tuple[Any, ...]:
     return tuple(row.get(key, "") for key in keys)
+
+
+def console() -> Console:
+    """Where tables go."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    if not made.is_terminal:
+        made.width = _PIPED_COLUMNS
+    return made
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], numbers: Iterable[int] = ()) -> Table:
