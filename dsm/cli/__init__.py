@@ -30,6 +30,7 @@ def cli() -> None:
 
 for _module in (run, directory, node, status, ls, rm, story, doctor, demo):
     cli.add_command(_module.command)
+cli.add_command(run.host_command)
 
 
 def main() -> int:

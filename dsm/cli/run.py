@@ -1,66 +1,141 @@
-"""``dsm run``: a directory, N node agents and P processes of a command on this host; afterwards, nothing.
+"""``dsm run``: a directory, node agents and P processes of a command, on this host or on several; afterwards, nothing.
 
-Two processes look after it. The one the user sees *guards* the other, which *conducts*: it starts the services and
-the ranks and waits. Both are subreapers (PR_SET_CHILD_SUBREAPER): whatever loses its parent becomes a child of the
-nearer one, so either can find and end every descendant, whoever else was killed. If both die at once, the kernel's
-PR_SET_PDEATHSIG ends ranks and services, and a node ends the processes that are still attached to it.
+Two processes look after it. The one the user sees *guards* the other, which *conducts* (conductor.py): it starts the
+services and the ranks and waits. Both are subreapers (PR_SET_CHILD_SUBREAPER): whatever loses its parent becomes a
+child of the nearer one, so either can find and end every descendant, whoever else was killed. If both die at once, the
+kernel's PR_SET_PDEATHSIG ends ranks and services, and a node ends the processes that are still attached to it.
 
-Every rank leads a session of its own. It has no controlling terminal, so a terminal's Ctrl-C reaches only the guard
-and is passed on exactly once; reading the terminal still works, because job control does not apply to it.
-
-A rank that is blocked in a page fault ends only by SIGKILL, so ending is SIGTERM, ``STOP_TIMEOUT_S``, SIGKILL.
+On each of several hosts ``dsm run-host`` does the same for one node and its ranks. It ends with its standard input,
+which is a pipe from here, through ssh where the host is another one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import click
 
 from dsm import launch, memory
-from dsm.cli import descendants
+from dsm.cli import descendants, hosts
+from dsm.cli.conductor import (
+    ENDING,
+    JOB_CONTROL,
+    Conductor,
+    HostPart,
+    NotFound,
+    Part,
+    Plan,
+    exit_code,
+    say,
+)
 from dsm.constants import SHARDS_MAX, STOP_TIMEOUT_S
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGCONT)
+
+def _variables(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, or NAME with the value that it has here."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not (equals or name in os.environ):
+            raise click.BadParameter(f"{text!r} is neither NAME=VALUE nor the name of a variable that is set here")
+        found[name] = value if equals else os.environ[name]
+    return found
 
 
-class _CannotRun(click.ClickException):
-    exit_code = 126  # this and the next: as env(1), nohup(1) and every shell have it
-
-
-class _NotFound(_CannotRun):
-    exit_code = 127
+_env = click.option("--env", metavar="NAME[=VALUE]", multiple=True, callback=_variables, help="Set for each process.")
+_prefix = click.option("--prefix", is_flag=True, help="Put [RANK] in front of each line of output.")
+_cmd = click.argument("cmd", metavar="[--] CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Node agents.")
-@click.option("--procs", type=click.IntRange(min=1), help="Processes of CMD, spread over the nodes; as many as nodes.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Node agents on this host.  [default: 1]")
+@click.option(
+    "-n", "--procs", type=click.IntRange(min=1), help="Processes of CMD, spread over the nodes; as many as nodes."
+)
+@click.option("--node-list", metavar="HOSTS", help="Run on [USER@]HOST[:SLOTS],... or those in @FILE, one node each.")
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), default=1, show_default=True, help="Of the directory.")
-@click.argument("command", metavar="[--] CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(nodes: int, procs: int | None, shards: int, command: tuple[str, ...]) -> NoReturn:
-    """Run processes of CMD on nodes of their own on this host.
+@_env
+@_prefix
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End all of it after that.")
+@_cmd
+def command(
+    nodes: int | None,
+    procs: int | None,
+    node_list: str | None,
+    shards: int,
+    env: dict[str, str],
+    prefix: bool,
+    timeout: float | None,
+    cmd: tuple[str, ...],
+) -> NoReturn:
+    """Run processes of CMD, on nodes of their own.
 
-    A directory and node agents are started for them and end with them.
+    A directory and node agents are started for them and end with them, on this host or, with --node-list, one on each
+    host of the list, which is reached by ssh without a password and has the same programs at the same paths.
 
-    Each process finds DSM_NODE, DSM_RANK and DSM_WORLD_SIZE in its environment; standard input goes to rank 0. The
-    exit code is the first that was not zero, 128 + n for a process killed by signal n. When a process fails or a
-    service dies the others are ended.
+    Each process finds DSM_NODE, DSM_RANK and DSM_WORLD_SIZE in its environment, and unless it is set OMP_NUM_THREADS:
+    its share of the cores. Standard input goes to rank 0 (with --node-list to none). The exit code is the first that
+    was not zero, 128 + n for a process killed by signal n, 124 after --timeout. When a process fails or a service dies
+    the others are ended, and the last thing shown is the error.
     """
-    if shutil.which(command[0]) is None:
-        raise _NotFound(f"cannot run {command[0]}: there is no such program")
-    signals = {n for n in (*_ENDING, *_JOB_CONTROL) if signal.getsignal(n) is not signal.SIG_IGN}  # as nohup wants
+    if node_list is None:
+        nodes = nodes or 1
+        plan: Plan = _OneHost(cmd, procs or nodes, nodes, shards, env, prefix)
+    elif nodes is None:
+        plan = _SeveralHosts(cmd, hosts.split(hosts.parse(node_list), procs), shards, env, prefix)
+    else:
+        raise click.UsageError("--nodes and --node-list exclude each other: each host of the list has one node")
+    raise SystemExit(_conducted(plan, timeout, cmd[0]))
+
+
+@click.command("run-host", hidden=True, context_settings={"allow_interspersed_args": False})
+@click.option("--directory", required=True)
+@click.option("--listen", required=True)
+@click.option("--name", required=True)
+@click.option("--first", type=int, required=True)
+@click.option("--count", type=int, required=True)
+@click.option("--world", type=int, required=True)
+@_env
+@_prefix
+@_cmd
+def host_command(
+    directory: str,
+    listen: str,
+    name: str,
+    first: int,
+    count: int,
+    world: int,
+    env: dict[str, str],
+    prefix: bool,
+    cmd: tuple[str, ...],
+) -> NoReturn:
+    """What ``dsm run --node-list`` starts on each host: a node and its ranks, until standard input ends."""
+
+    def end_with_input() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    plan = _RanksOfHost(cmd, directory, listen, name, range(first, first + count), world, env, prefix)
+    raise SystemExit(_conducted(plan, None, cmd[0], end_with_input))
+
+
+# --- guarding ------------------------------------------------------------------------------------------
+
+
+def _conducted(plan: Plan, timeout: float | None, program: str, beside: Callable[[], None] | None = None) -> int:
+    """Do it in a child, and guard that; ``beside`` it, something else. The exit code."""
+    if shutil.which(program) is None:
+        raise NotFound(f"cannot run {program}: there is no such program")
+    signals = {n for n in (*ENDING, *JOB_CONTROL) if signal.getsignal(n) is not signal.SIG_IGN}  # as nohup wants
     signals |= {signal.SIGCHLD, signal.SIGTERM}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an inherited SIG_IGN would swallow every exit code
     usual = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -69,13 +144,15 @@ def command(nodes: int, procs: int | None, shards: int, command: tuple[str, ...]
     guard = os.getpid()
     conductor = os.fork()
     if conductor:
-        raise SystemExit(_guard(conductor, signals, sockets))
+        if beside is not None:
+            threading.Thread(target=beside, daemon=True).start()
+        return _guard(conductor, signals, sockets)
     os.setsid()
     descendants.adopt_orphans()
     memory.die_with_parent(signal.SIGTERM)
     if os.getppid() != guard:
         signal.raise_signal(signal.SIGTERM)
-    raise SystemExit(_Conductor(command, procs or nodes, nodes, shards, sockets, signals, usual).conduct())
+    return Conductor(plan, timeout, sockets, signals, usual).conduct()
 
 
 def _guard(conductor: int, signals: Collection[int], sockets: Path) -> int:
@@ -93,185 +170,141 @@ def _guard(conductor: int, signals: Collection[int], sockets: Path) -> int:
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         how = launch.how_it_ended(code)
-        _say(f"the process that looks after the ranks and their nodes died ({how}): all of them are ended")
-    descendants.end(_soon())
+        say(f"the process that looks after the ranks and their nodes died ({how}): all of them are ended")
+    descendants.end(time.monotonic() + STOP_TIMEOUT_S)
     shutil.rmtree(sockets, ignore_errors=True)
-    return _exit_code(code)
+    return exit_code(code)
 
 
-class _Conductor:
-    """The services and the ranks of one run."""
+# --- what a run consists of ----------------------------------------------------------------------------
+
+
+def _rank(
+    cmd: tuple[str, ...], rank: int, world: int, here: int, socket: Path, env: dict[str, str], prefix: bool
+) -> Part:
+    """One of ``here`` ranks of this host."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // here))}
+    environment |= os.environ | env
+    environment |= {"DSM_NODE": str(socket), "DSM_RANK": str(rank), "DSM_WORLD_SIZE": str(world)}
+    return Part(f"rank {rank}", list(cmd), environment, prefix=f"[{rank}] ".encode() if prefix else None)
+
+
+def _directory(listen: str, shards: int) -> Iterator[tuple[str, launch.Service]]:
+    directory = launch.start_directory(listen, shards=shards)
+    yield "the directory", directory
+    for number in range(1, shards):
+        yield f"shard {number} of the directory", launch.start_directory(listen, shard_of=directory.address)
+
+
+class _OneHost:
+    """Several nodes on this host."""
+
+    def __init__(
+        self, cmd: tuple[str, ...], procs: int, nodes: int, shards: int, env: dict[str, str], prefix: bool
+    ) -> None:
+        self.directories = shards
+        self._cmd = cmd
+        self._procs = procs
+        self._nodes = nodes
+        self._env = env
+        self._prefix = prefix
+
+    def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
+        address = ""
+        for title, service in _directory(launch.LOOPBACK, self.directories):
+            address = address or service.address
+            yield title, service
+        for number in range(1, self._nodes + 1):
+            name = f"node{number}"
+            yield f"the agent of {name}", launch.start_node(address, socket=sockets / f"{name}.sock", name=name)
+
+    def parts(self, sockets: Path) -> list[Part]:
+        made = []
+        for rank in range(self._procs):
+            socket = sockets / f"node{rank * self._nodes // self._procs + 1}.sock"
+            made.append(_rank(self._cmd, rank, self._procs, self._procs, socket, self._env, self._prefix))
+        made[0].stdin = None
+        return made
+
+
+class _RanksOfHost:
+    """One node, and its ranks of a run that has others elsewhere."""
+
+    directories = 0
 
     def __init__(
         self,
-        command: tuple[str, ...],
-        procs: int,
-        nodes: int,
-        shards: int,
-        sockets: Path,
-        signals: Collection[int],
-        usual: Collection[int],
+        cmd: tuple[str, ...],
+        directory: str,
+        listen: str,
+        name: str,
+        ranks: range,
+        world: int,
+        env: dict[str, str],
+        prefix: bool,
     ) -> None:
-        self._command = command
-        self._procs = procs
-        self._nodes = nodes
-        self._shards = shards
-        self._sockets = sockets
-        self._signals = signals
-        self._usual = usual
-        self._services: dict[int, tuple[str, launch.Service]] = {}
-        self._ranks: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
-        self._deadline: float | None = None
-        self._killed = False
-        self._signalled = 0
-        self._code = 0
+        self._cmd = cmd
+        self._directory = directory
+        self._listen = listen
+        self._name = name
+        self._ranks = ranks
+        self._world = world
+        self._env = env
+        self._prefix = prefix
 
-    def conduct(self) -> int:
-        """Start everything, wait for the ranks, leave nothing. The exit code."""
-        try:
-            with self._interruptible():
-                self._start_services()
-            self._start_ranks()
-            self._reap()  # a service that died while others were starting
-            while self._ranks:
-                self._next_event()
-        finally:
-            self._clean()
-        return self._code
+    def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
+        socket = sockets / "node.sock"
+        node = launch.start_node(self._directory, listen=self._listen, socket=socket, name=self._name)
+        yield f"the agent of {self._name}", node
 
-    # --- start ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let a signal end the wait for a service that is starting; started by then, it inherits the usual mask."""
-
-        def interrupt(number: int, _frame: FrameType | None) -> None:
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)  # one is enough: the next must not disturb _clean
-            raise SystemExit(128 + number)
-
-        for number in set(_ENDING) & set(self._signals):
-            signal.signal(number, interrupt)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._usual)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-
-    def _start_services(self) -> None:
-        directory = launch.start_directory(shards=self._shards)
-        self._services[directory.process.pid] = ("the directory", directory)
-        for number in range(1, self._shards):
-            shard = launch.start_directory(shard_of=directory.address)
-            self._services[shard.process.pid] = (f"shard {number} of the directory", shard)
-        for number in range(1, self._nodes + 1):
-            name = f"node{number}"
-            node = launch.start_node(directory.address, socket=self._sockets / f"{name}.sock", name=name)
-            self._services[node.process.pid] = (f"the agent of {name}", node)
-
-    def _start_ranks(self) -> None:
-        for rank in range(self._procs):
-            node = rank * self._nodes // self._procs + 1
-            environment = os.environ | {
-                "DSM_NODE": str(self._sockets / f"node{node}.sock"),
-                "DSM_RANK": str(rank),
-                "DSM_WORLD_SIZE": str(self._procs),
-            }
-            try:
-                process = subprocess.Popen(
-                    self._command,
-                    env=environment,
-                    stdin=None if rank == 0 else subprocess.DEVNULL,
-                    start_new_session=True,
-                    preexec_fn=self._before_exec,
-                )
-            except OSError as error:  # a script without its #! line, a process limit
-                raise _CannotRun(f"cannot run {self._command[0]}: {error}") from error
-            self._ranks[process.pid] = (rank, process)
-
-    def _before_exec(self) -> None:
-        memory.die_with_parent(signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._usual)
-
-    # --- wait ----------------------------------------------------------------------------------------
-
-    def _next_event(self) -> None:
-        number = descendants.wait(self._signals, None if self._killed else self._deadline)
-        if number is None:
-            self._killed = True
-            self._tell(signal.SIGKILL)
-        elif number == signal.SIGCHLD:
-            self._reap()
-        elif number in _JOB_CONTROL:
-            self._tell(signal.SIGSTOP if number == signal.SIGTSTP else number)
-        else:
-            self._signalled = number
-            self._tell(number)
-            self._deadline = self._deadline or _soon()
-
-    def _reap(self) -> None:
-        dead = dict(descendants.reap())
-        for pid in dead.keys() & self._services.keys():  # first: a rank may have failed because of it
-            self._service_died(pid, dead[pid])
-        for pid in dead.keys() & self._ranks.keys():
-            self._rank_ended(pid, dead[pid])
-
-    def _service_died(self, pid: int, returncode: int) -> None:
-        label, service = self._services.pop(pid)
-        service.process.returncode = returncode
-        _say(f"{label} died: {launch.how_it_ended(returncode)}")
-        self._code = self._code or 1
-        self._end()
-
-    def _rank_ended(self, pid: int, returncode: int) -> None:
-        rank, process = self._ranks.pop(pid)
-        process.returncode = returncode
-        if returncode == 0:
-            return
-        if self._ranks and self._deadline is None:
-            _say(f"rank {rank} failed, the others are ended: {launch.how_it_ended(returncode)}")
-        if not self._code:
-            self._code = 128 + self._signalled if self._killed else _exit_code(returncode)
-        self._end()
-
-    def _end(self) -> None:
-        """Ask the ranks to end, once. When ``STOP_TIMEOUT_S`` has passed they are killed."""
-        if self._deadline is None:
-            self._deadline = _soon()
-            self._tell(signal.SIGTERM)
-
-    def _tell(self, number: int) -> None:
-        """Signal the ranks with all of their process groups, and what dead ranks have left."""
-        for pid in self._ranks:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, number)
-        for pid in descendants.children() - self._ranks.keys() - self._services.keys():
-            descendants.tell(pid, number)
-
-    # --- end -----------------------------------------------------------------------------------------
-
-    def _clean(self) -> None:
-        """End ranks, then what they left (their node still serves their faults), then nodes, then the directory."""
-        if self._ranks:
-            self._end()
-        while self._ranks:
-            self._next_event()
-        descendants.end(self._deadline or _soon(), self._services)
-        services = [service for _, service in self._services.values()]
-        for service in services[self._shards :]:
-            service.process.terminate()
-        for service in reversed(services):
-            service.stop()
-        descendants.end(time.monotonic())
-        shutil.rmtree(self._sockets, ignore_errors=True)
+    def parts(self, sockets: Path) -> list[Part]:
+        here = len(self._ranks)
+        return [
+            _rank(self._cmd, rank, self._world, here, sockets / "node.sock", self._env, self._prefix)
+            for rank in self._ranks
+        ]
 
 
-def _soon() -> float:
-    return time.monotonic() + STOP_TIMEOUT_S
+class _RanksElsewhere(HostPart):
+    def __init__(self, host: hosts.Host, arguments: list[str]) -> None:
+        super().__init__(f"host {host.login}", hosts.command_on(host, arguments), hosts.environment_here())
+        self._host = host
+
+    def explain(self, returncode: int) -> str:
+        return super().explain(returncode) + hosts.ssh_failed(self._host, returncode)
 
 
-def _exit_code(returncode: int) -> int:
-    return returncode if returncode >= 0 else 128 - returncode
+class _SeveralHosts:
+    """A directory here, and a node with ranks on each host."""
 
+    def __init__(
+        self,
+        cmd: tuple[str, ...],
+        shares: list[tuple[hosts.Host, int, int]],
+        shards: int,
+        env: dict[str, str],
+        prefix: bool,
+    ) -> None:
+        self.directories = shards
+        self._cmd = cmd
+        self._shares = shares
+        self._env = env
+        self._prefix = prefix
+        self._address = ""
 
-def _say(text: str) -> None:
-    print("dsm run:", text, file=sys.stderr, flush=True)
+    def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
+        listen = hosts.meeting_point([host for host, _, _ in self._shares])
+        for title, service in _directory(listen, self.directories):
+            self._address = self._address or service.address
+            yield title, service
+
+    def parts(self, sockets: Path) -> list[Part]:
+        world = sum(count for _, _, count in self._shares)
+        return [self._part(host, first, count, world) for host, first, count in self._shares]
+
+    def _part(self, host: hosts.Host, first: int, count: int, world: int) -> Part:
+        where = ["--directory", self._address, "--listen", hosts.listening(host.ip), "--name", host.login]
+        which = ["--first", str(first), "--count", str(count), "--world", str(world)]
+        variables = [word for name, value in self._env.items() for word in ("--env", f"{name}={value}")]
+        prefix = ["--prefix"] if self._prefix else []
+        return _RanksElsewhere(host, ["run-host", *where, *which, *variables, *prefix, "--", *self._cmd])
