@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,24 @@ os.register_at_fork(after_in_child=_renew_process)
 def _say_goodbye() -> None:
     """Whoever ends in good order was, perhaps, no party of the barriers that it opened."""
     client.say_goodbye(wire.Gone(_process, False))
+
+
+_polite = 0
+"""The process (see :data:`_process`) that will say goodbye already, if it is a child of multiprocessing."""
+
+
+def _say_goodbye_at_the_end() -> None:
+    global _polite
+    if "multiprocessing.process" in sys.modules:
+        from multiprocessing import process, util
+
+        if process.parent_process() is not None:  # it ends without the functions of atexit, if it was forked
+            if _polite != _process:
+                util.Finalize(None, _say_goodbye, exitpriority=-1)
+            _polite = _process
+            return
+    atexit.unregister(_say_goodbye)
+    atexit.register(_say_goodbye)
 
 
 def _me() -> tuple[int, int, str]:
@@ -541,8 +560,7 @@ class Barrier(_Primitive):
     def __init__(self, name: str, parties: int, action: _Action | None = None, timeout: float | None = None) -> None:
         self._set_up(name, parties, action, timeout)
         self._ask(wire.Enroll(0, name, self._kind, parties, *_me()))
-        atexit.unregister(_say_goodbye)
-        atexit.register(_say_goodbye)
+        _say_goodbye_at_the_end()
 
     def _set_up(self, name: str, parties: int, action: _Action | None, timeout: float | None) -> None:
         _Primitive.__init__(self, name)
