@@ -35,9 +35,10 @@ def ended(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("how", ["returns", "is killed"])
 def test_it_lives_until_the_last_of_two_nodes_has_left(cluster: Cluster, how: str) -> None:
-    first, second = cluster.start(use, "r", False, 1), cluster.start(use, "r", None, 2, node=1)
-    for child in (first, second):
-        child.hear()
+    first = cluster.start(use, "r", False, 1)
+    first.hear()
+    second = cluster.start(use, "r", None, 2, node=1)
+    second.hear()
     first.kill()
     assert first.wait() == -signal.SIGKILL
     third = cluster.start(use, "r", None, 3)

@@ -237,6 +237,103 @@ def test_services_that_cannot_start(run: Run) -> None:
     assert "dsm: error: " in err and "Traceback" not in err
 
 
+# --- output, time and environment ------------------------------------------------------------------------
+
+
+def test_each_line_has_its_rank_in_front(run: Run) -> None:
+    source = """
+sys.stdout.write("one " + str(rank)); sys.stdout.flush(); time.sleep(0.2 * rank)
+sys.stdout.write(" line\\n\\nno newline"); sys.stdout.flush()
+sys.stderr.write("oops\\n")
+"""
+    code, out, err = run.finish("--procs", "3", "--prefix", source=source)
+    assert code == 0
+    expected = [f"[{rank}] {line}" for rank in range(3) for line in (f"one {rank} line", "", "no newline")]
+    assert sorted(out.splitlines()) == sorted(expected)
+    assert sorted(err.splitlines()) == [f"[{rank}] oops" for rank in range(3)]
+
+
+def test_much_output_of_several_ranks_is_complete_and_not_torn(run: Run) -> None:
+    source = "for number in range(20000): print(rank, number, 'x' * (number % 90))"
+    code, out, _ = run.finish("--procs", "3", "--prefix", source=source)
+    assert code == 0
+    lines = [line.split(" ", 1) for line in out.splitlines()]
+    for rank in range(3):
+        told = [line for prefix, line in lines if prefix == f"[{rank}]"]
+        assert told == [f"{rank} {number} {'x' * (number % 90)}" for number in range(20000)]
+
+
+def test_whoever_reads_no_more_ends_the_ranks(run: Run) -> None:
+    process = run.start("--procs", "2", "--prefix", source="while True: print('again', flush=True)")
+    assert process.stdout and process.stderr
+    assert process.stdout.readline().endswith("again\n")
+    process.stdout.close()
+    process.stderr.close()
+    process.wait(LIMIT_S)
+    assert process.returncode != 0
+    run.nothing_left_soon()
+
+
+def test_the_error_of_the_rank_that_fails_is_shown_last(run: Run) -> None:
+    source = """
+if rank == 1:
+    time.sleep(0.5)
+    raise LookupError("the cause")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("what others say when they are ended"))
+time.sleep(600)
+"""
+    code, _, err = run.finish("--procs", "3", source=source)
+    assert code == 1
+    first, _, last = err.partition("dsm run: rank 1 failed (exit code 1), after it had written:\n")
+    assert first.count("LookupError: the cause") == 1 and first.count("what others say") == 2
+    assert last.startswith("Traceback") and last.endswith("LookupError: the cause\n")
+
+
+def test_a_time_out_ends_all_ranks(run: Run) -> None:
+    source = "signal.signal(signal.SIGTERM, lambda *_: (say('asked', rank), os._exit(3))); time.sleep(600)"
+    code, out, err = run.finish("--procs", "2", "--timeout", "2.5", source=source)
+    assert code == 124
+    assert sorted(out.splitlines()) == ["asked 0", "asked 1"]
+    assert err == "dsm run: not over after 2.5 s: all ranks are ended\n"
+
+
+def test_a_run_that_is_over_in_time(run: Run) -> None:
+    assert run.finish("--timeout", "300", source="say('well')") == (0, "well\n", "")
+
+
+def test_variables_for_each_rank(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", "here")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    source = "say(*map(os.environ.get, ('NEW', 'EMPTY', 'ELSEWHERE', 'DSM_RANK', 'OMP_NUM_THREADS')))"
+    arguments = ("--env", "NEW=a=b", "--env", "EMPTY=", "--env", "ELSEWHERE", "--env", "DSM_RANK=7")
+    assert run.finish(*arguments, "--env", "OMP_NUM_THREADS=5", source=source)[1] == "a=b  here 0 5\n"
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    _, out, _ = run.finish("-n", "2", source="say(os.environ['OMP_NUM_THREADS'])")
+    assert out == f"{threads}\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--env", "NOT_SET_ANYWHERE"), "neither NAME=VALUE nor the name of a variable that is set here"),
+        (("--env", "=x"), "neither NAME=VALUE"),
+        (("--timeout", "0"), "--timeout"),
+        (("--node-list", ","), "names no host"),
+        (("--node-list", "127.0.0.1:0"), "is not [USER@]HOST[:SLOTS], with one slot or more"),
+        (("--node-list", "127.0.0.1:x"), "is not [USER@]HOST[:SLOTS], with one slot or more"),
+        (("--node-list", "127.0.0.1,127.0.0.1:2"), "names a host twice"),
+        (("--node-list", "no.such.host.invalid"), "there is no host 'no.such.host.invalid'"),
+        (("--node-list", "@/no/such/file"), "cannot read /no/such/file"),
+        (("--node-list", "127.0.0.1:2,127.0.0.2", "-n", "4"), "more than the 3 slots"),
+        (("--node-list", "127.0.0.1", "--nodes", "2"), "exclude each other"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_starts(run: Run, arguments: tuple[str, ...], text: str) -> None:
+    code, out, err = run.finish(*arguments, "true")
+    assert (code, out) == (2, "")
+    assert text in " ".join(err.split())
+
+
 # --- signals -----------------------------------------------------------------------------------------------
 
 COUNTING = """
