@@ -65,9 +65,11 @@ class HostPart(Part):
 
 
 class Plan(Protocol):
-    """What a run consists of. ``directories``: how many of its services, the first ones, are a directory's."""
+    """What a run consists of. ``directories``: how many of its services, the first ones, are a directory's.
+    ``is_all``: it is no part of another run, which shows the error."""
 
     directories: int
+    is_all: bool
 
     def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
         """Start them one after the other; with a title for people."""
@@ -249,7 +251,7 @@ class Conductor:
     def _show_last(self) -> None:
         """Whatever the others have written meanwhile, the error is what one sees in the end."""
         self._output.end()
-        if self._blamed is not None:
+        if self._blamed is not None and self._plan.is_all:
             part, how = self._blamed
             words = self._output.tail(part.title)
             if words:

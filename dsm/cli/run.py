@@ -199,6 +199,8 @@ def _directory(listen: str, shards: int) -> Iterator[tuple[str, launch.Service]]
 class _OneHost:
     """Several nodes on this host."""
 
+    is_all = True
+
     def __init__(
         self, cmd: tuple[str, ...], procs: int, nodes: int, shards: int, env: dict[str, str], prefix: bool
     ) -> None:
@@ -231,6 +233,7 @@ class _RanksOfHost:
     """One node, and its ranks of a run that has others elsewhere."""
 
     directories = 0
+    is_all = False
 
     def __init__(
         self,
@@ -276,6 +279,8 @@ class _RanksElsewhere(HostPart):
 
 class _SeveralHosts:
     """A directory here, and a node with ranks on each host."""
+
+    is_all = True
 
     def __init__(
         self,
