@@ -262,14 +262,23 @@ def connect() -> Connection:
         try:
             # An embedded agent may be leaving, idle, with this connection still in its backlog.
             connection.ask(wire.Query(0, "here", 0, 0, 0), wire.Answer)
-            if all(other.closed for other in _idle):
-                # An embedded agent leaves with its last process, not with that process's last region.
-                give_back(Connection.open(path))
+            _stay_at(path)
             return connection
         except errors.NodeUnreachable:
             connection.close()
             if time.monotonic() > deadline:
                 raise
+
+
+_presence: Connection | None = None
+"""An embedded agent leaves with its last process: not with that process's last region, nor with the last operation
+that Ctrl-C has ended together with its connection."""
+
+
+def _stay_at(path: Path) -> None:
+    global _presence
+    if _presence is None or _presence.closed or _presence.path != path:
+        _presence = Connection.open(path)
 
 
 def _open_or_start(path: Path) -> Connection:

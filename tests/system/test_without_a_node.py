@@ -204,3 +204,26 @@ def test_a_bad_argument_starts_nothing(host: Cluster) -> None:
 
 def attach_nothing() -> str:
     return str(raised(lambda: dsm.attach("x", 0))[0][0])
+
+
+def count_between_interruptions() -> list[int]:
+    """Ctrl-C ends each wait together with its connection; the counter lives in the node that this process started."""
+    import contextlib
+    import threading
+
+    found = [dsm.Counter("n").add(1)]
+    for _ in range(3):
+        timer = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            dsm.Event("never").wait()
+        timer.join()
+        found.append(dsm.Counter("n").add(1))
+    return found
+
+
+def test_ctrl_c_in_every_operation_leaves_the_node_there(host: Cluster) -> None:
+    child = start(host, count_between_interruptions)
+    assert child.result() == [1, 2, 3, 4]
+    assert child.stderr.count("\n") == 1
+    everything_is_gone(host)
