@@ -169,7 +169,7 @@ class Thread:
             self.end()
             return
         except (AgentGone, Refused) as error:
-            if isinstance(error, Refused) and error.error not in _EXPECTED and self.process.host.trusted:
+            if isinstance(error, Refused) and not self._is_expected(error.error) and self.process.host.trusted:
                 raise SimulationError(f"{self.name} was told {error!r}") from error
             self.process.host.world.note("%s ends: %s", self.name, repr(error))
             self.end()
@@ -190,6 +190,12 @@ class Thread:
         elif self._access(wanted):
             self.waits_for = None
             self._runnable()
+
+    def _is_expected(self, error: str) -> bool:
+        if error == "PartyDied":  # only if one has
+            cluster = self.process.host.cluster
+            return any(workload.broken for workload in cluster.workloads if self.process in workload.processes)
+        return error in _EXPECTED
 
     def _access(self, wanted: Load | Store) -> bool:
         host = self.process.host
