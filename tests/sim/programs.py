@@ -192,9 +192,13 @@ class Thread:
             self._runnable()
 
     def _is_expected(self, error: str) -> bool:
-        if error == "PartyDied":  # only if one has
-            cluster = self.process.host.cluster
-            return any(workload.broken for workload in cluster.workloads if self.process in workload.processes)
+        if error == "PartyDied":  # only if one has, or if its node is out
+            return any(
+                workload.broken
+                or not all(process.host.trusted and process.host.serving for process in workload.processes)
+                for workload in self.process.host.cluster.workloads
+                if self.process in workload.processes
+            )
         return error in _EXPECTED
 
     def _access(self, wanted: Load | Store) -> bool:
