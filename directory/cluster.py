@@ -235,6 +235,8 @@ class Cluster(Members):
             return wire.Answer(m.ticket, self._status(now))
         if m.what == "owners" and self._pages.has_region(m.region):
             return wire.Answer(m.ticket, {"owners": self._pages.owner_numbers(m.region, m.start, m.count)})
+        if m.what == "lost" and self._pages.has_region(m.region):
+            return wire.Answer(m.ticket, self._pages.lost(m.region, m.start, m.count))
         if m.what == "story":
             return self._story(m)
         if m.what == "cluster":

@@ -22,11 +22,11 @@ from dsm.geometry import pages_in, pages_per_extent
 from dsm.pagetable import PageTable
 from dsm.story import NEEDS, OPERATIONS, Story
 from dsm.wire import (
-    EVICT,
     FAULT,
     GUESS,
     PREFETCH,
     READ,
+    RESET,
     WRITE,
     Ack,
     Done,
@@ -40,6 +40,7 @@ from dsm.wire import (
     Orphan,
     Refuse,
     Request,
+    Restore,
 )
 
 Outgoing = list[tuple[int, Message]]
@@ -47,6 +48,10 @@ Outgoing = list[tuple[int, Message]]
 
 _SWEEP_AT: Final = 1 << 16
 """Interned holdings (about 250 bytes each) before unused ones are looked for."""
+
+
+_LOST_TOLD_MAX: Final = 256
+"""Runs of lost pages in an answer, each with the name of a node."""
 
 
 class _Waiting(NamedTuple):
@@ -127,7 +132,7 @@ def _runs(mask: int, base: int) -> Iterator[tuple[int, int]]:
 
 
 class _Region:
-    __slots__ = ("counts", "extents", "pages", "per_extent", "table")
+    __slots__ = ("counts", "extents", "pages", "per_extent", "table", "users")
 
     def __init__(self, pages: int, per_extent: int) -> None:
         self.pages = pages
@@ -135,6 +140,7 @@ class _Region:
         self.table = PageTable("I")
         self.extents: dict[int, _Extent] = {}
         self.counts = [0, 0, 0, 0]  # pages by state; what is untouched is not counted to the end
+        self.users = 0  # the nodes that have asked for pages, as a bit mask
 
 
 class PageMachine:
@@ -171,6 +177,7 @@ class PageMachine:
         self._names[node] = name
         out: Outgoing = []
         for number, region in self._regions.items():
+            region.users &= ~(1 << node)
             for extent in region.extents.values():
                 extent.queue = [waiting for waiting in extent.queue if waiting.node != node]
                 extent.active = [t for t in extent.active if not self._abort(number, region, t, node, out)]
@@ -220,7 +227,7 @@ class PageMachine:
         index = m.start // region.per_extent
         if (
             not m.count
-            or m.op > EVICT
+            or m.op > RESET
             or m.need > PREFETCH
             or stop > region.pages
             or (stop - 1) // region.per_extent != index
@@ -228,6 +235,7 @@ class PageMachine:
         ):
             self.rejected += 1
             return []
+        region.users |= 1 << node
         out: Outgoing = []
         extent = region.extents.get(index)
         if extent is None:
@@ -378,6 +386,8 @@ class PageMachine:
             after = self.holdings.number(without(holding, node))
             self._open(number, extent, _Transaction(node, generation, start, start, stop, op, before, after, 0, 0))
             out.append((node, Grant(number, generation, start, count, 0, False)))
+        elif action is Action.RESTORE:
+            self._restore(number, region, extent, w, before, out)
         elif action is Action.TELL_LOST:
             out.append((node, Lost(number, generation, start, count, self._names[holding.owner])))
         else:
@@ -400,6 +410,19 @@ class PageMachine:
             out.append((node, Grant(number, generation, start, count, acks, False)))
         for sharer in nodes_in(sharers):
             out.append((sharer, Invalidate(number, generation, start, count, node)))
+
+    def _restore(self, number: int, region: _Region, extent: _Extent, w: _Waiting, before: int, out: Outgoing) -> None:
+        """Lost pages begin anew with ``w.node``, once all others have forgotten that they were lost. Whoever had them
+        before, and was to give them to a node that has gone, has then dropped them, too."""
+        node, generation, start, stop, op, _ = w
+        others, count = region.users & ~(1 << node), stop - start
+        after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
+        if others:
+            self._open(number, extent, _Transaction(node, generation, start, start, stop, op, before, after, 0, others))
+        else:
+            self._set(number, region, start, stop, before, after)
+        out.append((node, Grant(number, generation, start, count, others.bit_count(), True)))
+        out += [(other, Restore(number, generation, start, count, node)) for other in nodes_in(others)]
 
     def _open(self, number: int, extent: _Extent, t: _Transaction) -> None:
         """A transaction begins. Two on one page would be the end of coherence."""
@@ -436,6 +459,20 @@ class PageMachine:
         """Touched pages of a region by state."""
         counts = self._regions[region].counts
         return {STATE_NAMES[state]: counts[state] for state in (SHARED, EXCLUSIVE, LOST)}
+
+    def lost(self, region: int, start: int, count: int) -> dict[str, Any]:
+        """Of pages ``[start, start + count)`` the runs that are lost, with the node that took them, as far as they fit
+        a message: up to page ``until``."""
+        known = self._regions[region]
+        stop = min(start + count, known.pages)
+        runs: list[tuple[int, int, str]] = []
+        for a, b, number in known.table.runs(start, stop) if start < stop else ():
+            if self.holdings[number].state != LOST:
+                continue
+            if len(runs) == _LOST_TOLD_MAX:
+                return {"lost": runs, "until": a}
+            runs.append((a, b, self._names[self.holdings[number].owner]))
+        return {"lost": runs, "until": start + count}
 
     def owner_numbers(self, region: int, start: int, count: int) -> bytes:
         """Little-endian u16 node ids, one a page; what does not fit a message is cut off."""

@@ -153,6 +153,8 @@ class Others:
                 return wire.Answer(m.ticket, self._status(mine.value, answers, silent))
             if silent:
                 return wire.Failure(m.ticket, "DirectoryUnreachable", self._silence(silent))
+            if m.what == "lost":
+                return wire.Answer(m.ticket, _lost([mine.value, *answers.values()]))
             return wire.Answer(m.ticket, {"owners": _together([mine.value, *answers.values()])})
 
         return self._ask(set(self._addresses), identity, m, now, then)
@@ -193,6 +195,13 @@ class Others:
             for number, address in self._addresses.items()
         ]
         return mine | {"shards": shards}
+
+
+def _lost(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """All lost pages, as far as every shard has told of its own."""
+    until = min(answer["until"] for answer in answers)
+    runs = sorted((start, min(stop, until), node) for answer in answers for start, stop, node in answer["lost"])
+    return {"lost": [run for run in runs if run[0] < run[1]], "until": until}
 
 
 def _together(answers: list[dict[str, Any]]) -> bytes:

@@ -10,7 +10,7 @@ import enum
 from typing import Final
 
 from directory.holdings import EXCLUSIVE, LOST, SHARED, UNTOUCHED
-from dsm.wire import EVICT, READ, WRITE
+from dsm.wire import EVICT, READ, RESET, WRITE
 
 
 class Action(enum.Enum):
@@ -26,6 +26,7 @@ class Action(enum.Enum):
     DROP = "may be dropped"
     REFUSE = "refused"
     TELL_LOST = "told lost"
+    RESTORE = "zeros granted, once all others have forgotten that it was lost"
 
 
 NOTHING: Final = 0
@@ -37,6 +38,7 @@ RULES: Final[dict[tuple[int, int, int], tuple[Action, int]]] = {
     (UNTOUCHED, READ, NOTHING): (Action.ZEROS, SHARED),
     (UNTOUCHED, WRITE, NOTHING): (Action.ZEROS, EXCLUSIVE),
     (UNTOUCHED, EVICT, NOTHING): (Action.REFUSE, UNTOUCHED),
+    (UNTOUCHED, RESET, NOTHING): (Action.REFUSE, UNTOUCHED),
     (SHARED, READ, NOTHING): (Action.COPY, SHARED),
     (SHARED, READ, A_COPY): (Action.GRANT, SHARED),
     (SHARED, READ, THE_ONLY): (Action.GRANT, SHARED),
@@ -46,15 +48,21 @@ RULES: Final[dict[tuple[int, int, int], tuple[Action, int]]] = {
     (SHARED, EVICT, NOTHING): (Action.REFUSE, SHARED),
     (SHARED, EVICT, A_COPY): (Action.DROP, SHARED),
     (SHARED, EVICT, THE_ONLY): (Action.REFUSE, SHARED),
+    (SHARED, RESET, NOTHING): (Action.REFUSE, SHARED),
+    (SHARED, RESET, A_COPY): (Action.REFUSE, SHARED),
+    (SHARED, RESET, THE_ONLY): (Action.REFUSE, SHARED),
     (EXCLUSIVE, READ, NOTHING): (Action.COPY, SHARED),
     (EXCLUSIVE, READ, THE_ONLY): (Action.GRANT, EXCLUSIVE),
     (EXCLUSIVE, WRITE, NOTHING): (Action.MOVE, EXCLUSIVE),
     (EXCLUSIVE, WRITE, THE_ONLY): (Action.GRANT, EXCLUSIVE),
     (EXCLUSIVE, EVICT, NOTHING): (Action.REFUSE, EXCLUSIVE),
     (EXCLUSIVE, EVICT, THE_ONLY): (Action.REFUSE, EXCLUSIVE),
+    (EXCLUSIVE, RESET, NOTHING): (Action.REFUSE, EXCLUSIVE),
+    (EXCLUSIVE, RESET, THE_ONLY): (Action.REFUSE, EXCLUSIVE),
     (LOST, READ, NOTHING): (Action.TELL_LOST, LOST),
     (LOST, WRITE, NOTHING): (Action.TELL_LOST, LOST),
     (LOST, EVICT, NOTHING): (Action.REFUSE, LOST),
+    (LOST, RESET, NOTHING): (Action.RESTORE, EXCLUSIVE),
 }
 """(state, operation, what the requester has) -> (what is done, state when it is over). A request to write that was made
 ahead, for nobody who waits, is refused instead wherever somebody has a copy."""

@@ -114,6 +114,8 @@ class Shard(Members):
         region = self._regions.get(m.region)
         if region is not None and m.what == "owners":
             return wire.Answer(m.ticket, {"owners": self._pages.owner_numbers(m.region, m.start, m.count)})
+        if region is not None and m.what == "lost":
+            return wire.Answer(m.ticket, self._pages.lost(m.region, m.start, m.count))
         if region is not None and m.what == "story" and m.start < pages_in(region.size, region.page_size):
             return wire.Answer(m.ticket, {"directory": self._pages.story_of(m.region, m.start)})
         return wire.Failure(m.ticket, "InvalidArgument", f"cannot answer {m.what!r} of region {m.region}")

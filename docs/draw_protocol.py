@@ -24,7 +24,7 @@ _HAS: Final = {NOTHING: "nothing", A_COPY: "a copy", THE_ONLY: "the only copy"}
 
 _MESSAGES: Final = (
     wire.Request, wire.Hurry, wire.Done, wire.GaveUp, wire.Grant, wire.Fetch, wire.Invalidate, wire.Refuse, wire.Orphan,
-    wire.Lost, wire.Data, wire.Ack,
+    wire.Lost, wire.Restore, wire.Data, wire.Ack,
 )  # fmt: skip
 """Those about pages, in the order in which a fault meets them."""
 

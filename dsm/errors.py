@@ -16,6 +16,7 @@
     ├── VersionMismatch          (ConnectionError)  the other side speaks another protocol version
     ├── PermissionDenied         (PermissionError)  the agent belongs to somebody else
     ├── UserfaultfdUnavailable   (OSError)          kernel, device or privilege is missing; `dsm doctor` says which
+    ├── PageLost                 (OSError)          the only copy of a page was on a host that is gone
     ├── OperationTimeout         (TimeoutError)
     ├── LockNotHeld              (RuntimeError)     release of a lock that is not held
     ├── OwnerDied                (RuntimeError)     the lock is yours, but who held it died
@@ -92,6 +93,11 @@ class PermissionDenied(DsmError, PermissionError):
 
 class UserfaultfdUnavailable(DsmError, OSError):
     """The kernel, the device or the privilege for userfaultfd is missing; ``dsm doctor`` says which."""
+
+
+class PageLost(DsmError, OSError):
+    """The only copy of some page was on a node that is gone. ``region.lost()`` lists such pages, ``region.reset()``
+    makes them zeros."""
 
 
 class OperationTimeout(DsmError, TimeoutError):

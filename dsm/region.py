@@ -150,16 +150,40 @@ class Region:
         """Fetch bytes ``[start, stop)`` to this node, for writing if ``write``, and return when all have been here.
 
         Unlike touching them it does not hold the GIL, and it fetches many pages at once. Pages that other nodes
-        want may leave again at any time.
+        want may leave again at any time. Raises :class:`~dsm.errors.PageLost` if some of them are lost.
         """
         pages = self._open()  # kept alive until the end: another thread may close the region meanwhile
-        first, last = _integer(start, "start"), self.size if stop is None else _integer(stop, "stop")
-        if not 0 <= first <= last <= self.size:
-            raise InvalidArgument(
-                f"bytes {first} to {last} are not a range of region {self.name!r}, which has {self.size} bytes"
-            )
+        first, last = self._range(start, stop)
         if first < last:
             self._mapping.connection.wait(wire.Prefetch(first, last, bool(write)))
+        del pages
+
+    def lost(self) -> list[tuple[int, int, str]]:
+        """What of it is lost: byte ranges ``(start, stop, node)``, of which ``node`` had the only copy and is gone.
+
+        Touching such a byte is SIGBUS, fetching it :class:`~dsm.errors.PageLost`, until :meth:`reset`.
+        """
+        self._open()
+        number, size = self._mapping.region, self.page_size
+        pages = geometry.pages_in(self.size, size)
+        found: list[tuple[int, int, str]] = []
+        at = 0
+        while at < pages:
+            question = wire.Query(0, "lost", number, at, min(pages - at, 2**32 - 1))
+            answer = self._mapping.connection.ask(question, wire.Answer).value
+            found += [(start * size, min(stop * size, self.size), node) for start, stop, node in answer["lost"]]
+            at = answer["until"]
+        return found
+
+    def reset(self, start: int = 0, stop: int | None = None) -> None:
+        """Make zeros of what is lost of bytes ``[start, stop)``, for everyone. Pages that are not lost stay as they
+        are, whole pages at a time: what shares a page with a byte of the range is reset with it."""
+        pages = self._open()
+        first, last = self._range(start, stop)
+        for a, b, _ in self.lost():
+            a, b = max(a, first), min(b, last)
+            if a < b:
+                self._mapping.connection.wait(wire.Reset(a, b))
         del pages
 
     def stats(self) -> dict[str, Any]:
@@ -178,6 +202,14 @@ class Region:
         """Free the name, for everyone. Processes that are attached go on; the memory ends with the last of them."""
         with client.borrowed() as connection:
             connection.ask(wire.Unlink(0, self.name), wire.Ready)
+
+    def _range(self, start: int, stop: int | None) -> tuple[int, int]:
+        first, last = _integer(start, "start"), self.size if stop is None else _integer(stop, "stop")
+        if not 0 <= first <= last <= self.size:
+            raise InvalidArgument(
+                f"bytes {first} to {last} are not a range of region {self.name!r}, which has {self.size} bytes"
+            )
+        return first, last
 
     def _open(self) -> mmap.mmap:
         if self._pages is None:

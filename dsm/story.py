@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Any, Final
 
 from dsm.constants import STORY_ENTRIES, STORY_TOLD_MAX
-from dsm.wire import EVICT, GUESS, MESSAGES, PREFETCH, READ, WRITE, Data, Message
+from dsm.wire import EVICT, GUESS, MESSAGES, PREFETCH, READ, RESET, WRITE, Data, Message
 
-OPERATIONS: Final = {READ: "read", WRITE: "write", EVICT: "evict"}
+OPERATIONS: Final = {READ: "read", WRITE: "write", EVICT: "evict", RESET: "reset"}
 
 NEEDS: Final = {GUESS: "read-ahead", PREFETCH: "prefetch"}
 

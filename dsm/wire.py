@@ -39,10 +39,11 @@ Text = Annotated[str, Bounds(0, _TEXT_CHARS_MAX)]
 Options = Annotated[dict[str, Any], Bounds(0, 64)]
 """Region options travel as a map, so that later ones need no new message."""
 
-# Operations of a Request. EVICT gives a clean copy back.
+# Operations of a Request. EVICT gives a clean copy back; RESET makes a lost page begin anew, as zeros.
 READ: Final = 0
 WRITE: Final = 1
 EVICT: Final = 2
+RESET: Final = 3
 
 # Why pages are requested. Only what a thread waits for goes before everything else.
 FAULT: Final = 0
@@ -141,8 +142,8 @@ class Hurry(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """To the requester, where no data travels: it has a copy already, the pages were never written (``zero``), or it
-    may drop them (EVICT). Complete once ``acks`` other nodes have acknowledged."""
+    """To the requester, where no data travels: it has a copy already, the pages were never written or begin anew
+    (``zero``), or it may drop them (EVICT). Complete once ``acks`` other nodes have acknowledged."""
 
     region: U32
     generation: U32
@@ -202,6 +203,17 @@ class Lost(NamedTuple):
     start: U64
     count: U32
     node: Name
+
+
+class Restore(NamedTuple):
+    """To a node that has used the region: these pages, which were lost, begin anew. It is to forget that, then to
+    acknowledge to ``requester``, which makes them zeros."""
+
+    region: U32
+    generation: U32
+    start: U64
+    count: U32
+    requester: U16
 
 
 # --- pages: node -> node --------------------------------------------------------------------------
@@ -361,9 +373,9 @@ class Destroy(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: "status" (of the cluster), "owners" (``region``, ``start``, ``count``: who owns each page), "story" (of
-    page ``start`` of ``region``), "cluster" (its name), or "here", which a node answers itself: it is there, and not
-    about to leave."""
+    """``what``: "status" (of the cluster), "owners" (``region``, ``start``, ``count``: who owns each page), "lost" (the
+    same: which of these pages are lost, and with whom), "story" (of page ``start`` of ``region``), "cluster" (its
+    name), or "here", which a node answers itself: it is there, and not about to leave."""
 
     ticket: U32
     what: Name
@@ -549,6 +561,13 @@ class Prefetch(NamedTuple):
     write: Flag
 
 
+class Reset(NamedTuple):
+    """Pages ``[start, stop)`` of the attached region that are lost become zeros; answered with Ready."""
+
+    start: U64
+    stop: U64
+
+
 class Release(NamedTuple):
     """Give back the lock that is held on this connection; ``died``: still marked as that of an owner that died.
     Answered with Ready."""
@@ -580,7 +599,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
-    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold,
+    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

@@ -85,14 +85,16 @@ class _Party:
 
 
 class _Prefetch:
-    """An explicit prefetch that is under way."""
+    """An explicit prefetch, or a reset (``op``: READ, WRITE or RESET), of pages ``[start, stop)`` that is under way."""
 
-    __slots__ = ("asking", "connection", "pieces", "write")
+    __slots__ = ("asking", "connection", "op", "pieces", "start", "stop")
 
-    def __init__(self, connection: _Connection, pieces: Pieces, write: bool) -> None:
+    def __init__(self, connection: _Connection, start: int, stop: int, page_size: int, op: int) -> None:
         self.connection = connection
-        self.pieces = pieces
-        self.write = write
+        self.start = start
+        self.stop = stop
+        self.pieces = Pieces(start, stop, max(1, PREFETCH_BYTES // page_size), PREFETCHES_MAX)
+        self.op = op
         self.asking = False  # what is here already is over while it is asked for
 
 
@@ -122,7 +124,8 @@ class Applications:
             wire.Mapped: self._mapped,
             wire.Detach: self._detached,
             wire.Hold: self._hold,
-            wire.Prefetch: self._prefetch,
+            wire.Prefetch: lambda c, m, _: self._fetch(c, m, wire.WRITE if m.write else wire.READ),
+            wire.Reset: lambda c, m, _: self._fetch(c, m, wire.RESET),
             wire.StatsQuery: self._stats,
             wire.Query: self._query,
             wire.Unlink: self._unlink,
@@ -426,14 +429,13 @@ class Applications:
             if not region.holds:
                 self._to_directory(wire.Hold(number, False))
 
-    def _prefetch(self, connection: _Connection, m: wire.Prefetch, _: list[int]) -> None:
+    def _fetch(self, connection: _Connection, m: wire.Prefetch | wire.Reset, op: int) -> None:
         mapping = connection.mapping
         if mapping is None or mapping.prefetch is not None or not m.start <= m.stop <= mapping.region.size:
-            raise errors.ProtocolError("Prefetch needs a range of the region attached on this connection")
+            raise errors.ProtocolError(f"{type(m).__name__} needs a range of the region attached on this connection")
         size = mapping.region.page_size
         stop = pages_in(m.stop, size) if m.start < m.stop else 0
-        pieces = Pieces(m.start // size, stop, max(1, PREFETCH_BYTES // size), PREFETCHES_MAX)
-        mapping.prefetch = _Prefetch(connection, pieces, m.write)
+        mapping.prefetch = _Prefetch(connection, m.start // size, stop, size, op)
         self._prefetch_more(mapping)
 
     def prefetched(self, mapping: Mapping) -> None:
@@ -445,14 +447,18 @@ class Applications:
 
     def _prefetch_more(self, mapping: Mapping) -> None:
         job: _Prefetch = mapping.prefetch
-        pager = self._agent.pager
+        pager, number = self._agent.pager, mapping.region.number
         job.asking = True
         while (piece := job.pieces.take()) is not None:
-            pager.run(pager.machine.prefetch(mapping.region.number, *piece, job.write, mapping))
+            if job.op == wire.RESET:
+                pager.run(pager.machine.reset(number, *piece, mapping))
+            else:
+                pager.run(pager.machine.prefetch(number, *piece, job.op == wire.WRITE, mapping))
         job.asking = False
         if job.pieces.over:
             mapping.prefetch = None
-            self._reply(job.connection, wire.Ready())
+            lost = pager.machine.lost(number, job.start, job.stop) if job.op != wire.RESET else None
+            self._reply(job.connection, wire.Ready() if lost is None else _page_lost(mapping.region, *lost))
 
     def _stats(self, connection: _Connection, _: wire.StatsQuery, __: list[int]) -> None:
         if connection.mapping is None:
@@ -629,6 +635,16 @@ def _refuse(sock: socket.socket, error: errors.DsmError) -> None:
     """Say why, and close a connection that was never taken on."""
     with contextlib.suppress(OSError), sock:
         local.send(sock, wire.failure(0, error))
+
+
+def _page_lost(region: RegionMemory, start: int, stop: int, node: str) -> wire.Failure:
+    size = region.page_size
+    text = (
+        f"bytes {start * size} to {min(stop * size, region.size)} of region {region.name!r} are lost: node {node!r}, "
+        f"which had their only copy, is gone; region.reset({start * size}, {min(stop * size, region.size)}) "
+        "makes them zeros"
+    )
+    return wire.failure(0, errors.PageLost(text))
 
 
 def _exhausted(error: OSError) -> errors.NodeExhausted:

@@ -91,4 +91,12 @@ class Poison(NamedTuple):
     waiters: list[Waiter]
 
 
-Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold | Finished | Poison
+class Renew(NamedTuple):
+    """Pages begin anew: whoever touches one, poisoned or not, is to wait for it again."""
+
+    region: int
+    start: int
+    count: int
+
+
+Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold | Finished | Poison | Renew

@@ -29,6 +29,7 @@ from dsm.wire import (
     GUESS,
     PREFETCH,
     READ,
+    RESET,
     WRITE,
     Ack,
     Data,
@@ -44,6 +45,7 @@ from dsm.wire import (
     Orphan,
     Refuse,
     Request,
+    Restore,
 )
 from nodes import pages
 from nodes.effects import (
@@ -54,6 +56,7 @@ from nodes.effects import (
     Hold,
     Install,
     Poison,
+    Renew,
     Resume,
     Send,
     Supply,
@@ -109,6 +112,7 @@ class NodeMachine:
             Refuse: self._refuse,
             Orphan: self._orphan,
             Lost: self._lost,
+            Restore: self._restore,
         }
         self.messages = frozenset((*self._handlers, MemberLeft))
         """The kinds of message that :meth:`step` takes; asked for each message of the directory."""
@@ -229,7 +233,7 @@ class NodeMachine:
         """Bring ``[start, stop)``, pages of one extent, here; Finished comes when all of them have been here."""
         region = self._regions[number]
         self._cause = "a prefetch"
-        prefetch = Prefetch(set(range(start, stop)), write, waiter)
+        prefetch = Prefetch(set(range(start, stop)), WRITE if write else READ, waiter)
         effects: list[Effect] = []
         self._go_on(region, prefetch, start, stop, effects)
         if prefetch.owed:
@@ -238,7 +242,8 @@ class NodeMachine:
 
     def _go_on(self, region: _Region, prefetch: Prefetch, start: int, stop: int, effects: list[Effect]) -> None:
         """Take note of what a prefetch has got of ``[start, stop)``, ask for what nobody asks for, and tell the end."""
-        op, wanted = (WRITE, EXCLUSIVE) if prefetch.write else (READ, SHARED)
+        op = prefetch.op
+        wanted = EXCLUSIVE if op == WRITE else SHARED
         for a, b, state in region.table.runs(start, stop):
             if state & LOST or state & HELD >= wanted:
                 prefetch.owed.difference_update(range(a, b))
@@ -248,6 +253,22 @@ class NodeMachine:
                 ]
         if not prefetch.owed:
             effects.append(Finished(prefetch.waiter))
+
+    def reset(self, number: int, start: int, stop: int, waiter: Waiter) -> list[Effect]:
+        """Let pages that are lost begin anew, as zeros; those of ``[start, stop)``, which is in one extent, that are
+        not lost stay as they are. Finished comes when that is done."""
+        region = self._regions[number]
+        self._cause = "a reset"
+        runs = [(a, b) for a, b, state in region.table.runs(start, stop) if state in (ABSENT, LOST)]
+        if not runs:
+            return [Finished(waiter)]
+        region.prefetches.append(Prefetch({page for a, b in runs for page in range(a, b)}, RESET, waiter))
+        return [self._ask(region, a, b, RESET, FAULT, None) for a, b in runs]
+
+    def lost(self, number: int, start: int, stop: int) -> tuple[int, int, str] | None:
+        """The first run of pages in ``[start, stop)`` that this node knows to be lost, and with which node."""
+        found = [(max(a, start), min(b, stop), node) for a, b, node in self._regions[number].lost]
+        return min((run for run in found if run[0] < run[1]), default=None)
 
     def evict(self, number: int, start: int, stop: int) -> list[Effect]:
         """Give clean copies back. A page stays if it is exclusive, asked for, or the last copy."""
@@ -372,22 +393,32 @@ class NodeMachine:
         if m.acks:
             part = ask.part(m.start)
             part.count, part.owed, part.acks = m.count, 0, m.acks
-            self._move(region, m.start, stop, pages.AWAIT)
+            if ask.op == WRITE:
+                self._move(region, m.start, stop, pages.AWAIT)
             return self._settle(region, ask, m.start, part)
         ask.close(m.start)
         if ask.op == EVICT:
             return self._complete(region, ask, m.start, stop, pages.DROP, [Drop(m.region, m.start, m.count)], True)
+        if ask.op == RESET:
+            effects = self._begin(region, m.start, stop)
+            return self._complete(region, ask, m.start, stop, pages.BEGIN, effects, False)
         if m.zero:
-            effects: list[Effect] = [Install(m.region, m.start, m.count, None, ask.op == WRITE, ask.target)]
+            effects = [Install(m.region, m.start, m.count, None, ask.op == WRITE, ask.target)]
             return self._complete(region, ask, m.start, stop, pages.COMPLETE, effects, False)
         effects = _unprotect(ask, m.region, m.start, stop)
         return self._complete(region, ask, m.start, stop, pages.UPGRADE, effects, False)
+
+    def _begin(self, region: _Region, start: int, stop: int) -> list[Effect]:
+        """Lost pages begin anew, here."""
+        self._forget_lost(region, start, stop)
+        count = stop - start
+        return [Renew(region.number, start, count), Install(region.number, start, count, None, False, None)]
 
     def _ack(self, region: _Region, m: Ack) -> list[Effect]:
         ask = self._asked(region, m)
         if ask is None:
             return []
-        part = ask.part(m.start) if ask.op == WRITE and ask.start <= m.start < ask.stop else None
+        part = ask.part(m.start) if ask.op in (WRITE, RESET) and ask.start <= m.start < ask.stop else None
         if part is None or part.acked >> m.sender & 1:  # nobody owes us this one
             self.late += 1
             return []
@@ -409,7 +440,11 @@ class NodeMachine:
         if part.owed is None or not part.alone:
             return effects
         for start, stop, state in region.table.runs(first, first + part.count):
-            if state == SHARED | pages.WRITING:
+            if ask.op == RESET:
+                effects += self._begin(region, start, stop)
+                self._move(region, start, stop, pages.BEGIN_ALONE)
+                self._resume(region, start, stop, True, effects)
+            elif state == SHARED | pages.WRITING:
                 self._move(region, start, stop, pages.ALONE)
                 effects += _unprotect(ask, region.number, start, stop)
                 self._resume(region, start, stop, True, effects)
@@ -447,7 +482,7 @@ class NodeMachine:
     ) -> list[Effect]:
         """All that was asked of the pages ``[start, stop)`` has happened at once."""
         self._move(region, start, stop, rule)
-        self._resume(region, start, stop, ask.op == WRITE, effects)
+        self._resume(region, start, stop, ask.op in (WRITE, RESET), effects)
         return self._finish(region, ask, start, stop, effects, owes_done)
 
     def _finish(
@@ -480,7 +515,13 @@ class NodeMachine:
 
     def _count_prefetched(self, region: _Region, start: int, stop: int, effects: list[Effect]) -> None:
         for prefetch in region.prefetches:
-            if not prefetch.owed.isdisjoint(range(start, stop)):
+            if prefetch.owed.isdisjoint(range(start, stop)):
+                continue
+            if prefetch.op == RESET:  # whatever became of them
+                prefetch.owed.difference_update(range(start, stop))
+                if not prefetch.owed:
+                    effects.append(Finished(prefetch.waiter))
+            else:
                 self._go_on(region, prefetch, start, stop, effects)
         region.prefetches = [prefetch for prefetch in region.prefetches if prefetch.owed]
 
@@ -528,6 +569,22 @@ class NodeMachine:
         for page in sorted(page for page in region.waiters if m.start <= page < stop):
             effects.append(Poison(m.region, page, m.node, region.waiters.pop(page)))
         return self._finish(region, ask, m.start, stop, effects, False)
+
+    def _restore(self, region: _Region, m: Restore) -> list[Effect]:
+        """Pages that may be known here as lost begin anew on another node."""
+        stop = m.start + m.count
+        effects: list[Effect] = []
+        for a, b, state in region.table.runs(m.start, stop):
+            if state & LOST:
+                self._move(region, a, b, pages.RESTORE)
+                effects.append(Renew(m.region, a, b - a))
+        self._forget_lost(region, m.start, stop)
+        return [*effects, Send(m.requester, Ack(m.region, m.generation, m.start, self.me))]
+
+    @staticmethod
+    def _forget_lost(region: _Region, start: int, stop: int) -> None:
+        left = [((a, min(b, start), node), (max(a, stop), b, node)) for a, b, node in region.lost]
+        region.lost = [run for pair in left for run in pair if run[0] < run[1]]
 
     # -- what others want of us ----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ _ZEROS: Final = memory.Staging()
 class Mapping:
     """One application's mapping of a region, at ``address`` in its address space; ``pid`` is its process."""
 
-    __slots__ = ("address", "pid", "prefetch", "reads", "region", "since", "uffd", "writes")
+    __slots__ = ("address", "pid", "poisoned", "prefetch", "reads", "region", "since", "uffd", "writes")
 
     def __init__(self, region: RegionMemory, uffd: Userfaultfd, address: int, pid: int) -> None:
         self.region = region
@@ -38,6 +38,7 @@ class Mapping:
         self.writes = ReadAhead(smallest, largest, region.pages)
         self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
         self.prefetch: Any = None
+        self.poisoned: set[int] = set()  # pages
 
 
 Blame = Callable[[Mapping, OSError], None]
@@ -189,10 +190,20 @@ class RegionMemory:
 
     def poison(self, mapping: Mapping, page: int) -> None:
         """Make touching a page, which is absent, a SIGBUS."""
+        mapping.poisoned.add(page)
         try:
             mapping.uffd.poison(mapping.address + page * self.page_size, self.page_size)
         except OSError as error:
             self._blame(mapping, error)
+
+    def renew(self, start: int, count: int) -> None:
+        """Pages that are absent, and were perhaps poisoned, are only absent again. The one way to take the poison away
+        is to bring a page, and to take that away."""
+        for mapping in self.mappings:
+            for page in [page for page in mapping.poisoned if start <= page < start + count]:
+                mapping.poisoned.discard(page)
+                self.install(page, 1, None, False, mapping)
+                self.drop(page, 1)
 
     def withdraw(self) -> None:
         """Take every page away: whoever touches one waits, and never reads what may be old."""

@@ -78,6 +78,7 @@ class Pager:
             effects.Hold: self._hold,
             effects.Finished: lambda e: self._over.append(e.waiter),
             effects.Poison: self._poison,
+            effects.Renew: lambda e: self.regions[e.region].renew(e.start, e.count),
         }
 
     # -- regions and members -----------------------------------------------------------------------------

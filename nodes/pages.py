@@ -1,15 +1,15 @@
 """What a page can be on a node and what may happen to it there: the transition table of the protocol's node side.
 
 A page is absent, shared (here, and readable) or exclusive (here, and writable). Beside that it may be asked for: to
-read, to write, or to be evicted. Each rule below is one thing that may happen, with the states it may happen in; in any
-other it is a :class:`~dsm.errors.Violation`. docs/protocol.md draws the table.
+read, to write, or to be evicted; or, of one that is lost, to begin anew. Each rule below is one thing that may happen,
+with the states it may happen in; in any other it is a :class:`~dsm.errors.Violation`. docs/protocol.md draws the table.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from dsm.wire import EVICT, READ, WRITE
+from dsm.wire import EVICT, READ, RESET, WRITE
 
 ABSENT: Final = 0
 SHARED: Final = 1
@@ -18,10 +18,12 @@ HELD: Final = SHARED | EXCLUSIVE
 READING: Final = 4
 WRITING: Final = 8
 EVICTING: Final = 16
-PENDING: Final = READING | WRITING | EVICTING
 LOST: Final = 32
+RESETTING: Final = 64
+PENDING: Final = READING | WRITING | EVICTING | RESETTING
 
-ASKED: Final = {READ: READING, WRITE: WRITING, EVICT: EVICTING}
+ASKED: Final = {READ: READING, WRITE: WRITING, EVICT: EVICTING, RESET: WRITING}
+"""By operation: what a page is asked for once something of it has come."""
 
 
 class Rule(NamedTuple):
@@ -35,6 +37,7 @@ ASK: Final = {
     READ: Rule("asked for, to read", {ABSENT: READING}),
     WRITE: Rule("asked for, to write", {ABSENT: WRITING, SHARED: SHARED | WRITING}),
     EVICT: Rule("asked to be evicted", {SHARED: SHARED | EVICTING}),
+    RESET: Rule("asked to begin anew", {LOST: LOST | RESETTING, ABSENT: RESETTING}),
 }
 """By operation: the node sends a Request."""
 
@@ -48,9 +51,15 @@ ALONE: Final = Rule("every other copy is gone", {SHARED | WRITING: EXCLUSIVE | W
 CLOSE: Final = Rule("done", {SHARED | READING: SHARED, EXCLUSIVE | WRITING: EXCLUSIVE})
 """The directory is told Done."""
 UPGRADE: Final = Rule("granted without data", {SHARED | WRITING: EXCLUSIVE})
-REFUSE: Final = Rule("refused", {WRITING: ABSENT, SHARED | EVICTING: SHARED, EVICTING: ABSENT})
+REFUSE: Final = Rule("refused", {WRITING: ABSENT, SHARED | EVICTING: SHARED, EVICTING: ABSENT, RESETTING: ABSENT})
 GIVE_UP: Final = Rule("given up, the owner has gone", {READING: ABSENT, WRITING: ABSENT})
 LOSE: Final = Rule("lost", {READING: LOST, WRITING: LOST})
+RESTORE: Final = Rule("no longer lost", {LOST: ABSENT, LOST | RESETTING: RESETTING})
+"""Some node has asked for it to begin anew."""
+BEGIN: Final = Rule("begins anew", {RESETTING: EXCLUSIVE, LOST | RESETTING: EXCLUSIVE})
+BEGIN_ALONE: Final = Rule(
+    "begins anew, all others know", {RESETTING: EXCLUSIVE | WRITING, LOST | RESETTING: EXCLUSIVE | WRITING}
+)
 DROP: Final = Rule("dropped", {SHARED | EVICTING: ABSENT})
 """An eviction is granted."""
 SUPPLY: Final = Rule(
@@ -64,7 +73,7 @@ INVALIDATE: Final = Rule("invalidated", {SHARED: ABSENT, SHARED | WRITING: WRITI
 
 RULES: Final = (
     *ASK.values(), COMPLETE, ARRIVE, ARRIVE_ALONE, AWAIT, ALONE, CLOSE, UPGRADE, REFUSE, GIVE_UP, LOSE, DROP, SUPPLY,
-    HAND_OVER, INVALIDATE,
+    HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE,
 )  # fmt: skip
 
 STATES: Final = tuple(sorted({state for rule in RULES for pair in rule.next.items() for state in pair}))
@@ -73,5 +82,5 @@ STATES: Final = tuple(sorted({state for rule in RULES for pair in rule.next.item
 def name(state: int) -> str:
     """A state in words: ``"shared, asked for to write"``."""
     words = {ABSENT: "absent", SHARED: "shared", EXCLUSIVE: "exclusive", LOST: "lost"}
-    asked = {READING: "to read", WRITING: "to write", EVICTING: "to be evicted"}
+    asked = {READING: "to read", WRITING: "to write", EVICTING: "to be evicted", RESETTING: "to begin anew"}
     return words[state & (HELD | LOST)] + "".join(f", asked for {what}" for bit, what in asked.items() if state & bit)

@@ -65,11 +65,12 @@ class Ask:
 
 
 class Prefetch:
-    """An explicit prefetch; the pages ``owed`` have not been here yet."""
+    """An explicit prefetch, or a reset of lost pages (``op``: READ, WRITE or RESET); the pages ``owed`` have not been
+    here yet."""
 
-    __slots__ = ("owed", "waiter", "write")
+    __slots__ = ("op", "owed", "waiter")
 
-    def __init__(self, owed: set[int], write: bool, waiter: Waiter) -> None:
+    def __init__(self, owed: set[int], op: int, waiter: Waiter) -> None:
         self.owed = owed
-        self.write = write
+        self.op = op
         self.waiter = waiter

@@ -84,7 +84,21 @@ def test_help_of_attach_explains_every_parameter_and_names_real_errors() -> None
 def test_region_has_what_the_design_says() -> None:
     public = {name for name in vars(dsm.Region) if not name.startswith("_")}
     assert public == {
-        *("name", "size", "page_size", "persist", "buf", "array", "ndarray", "prefetch", "stats", "close", "unlink")
+        *(
+            "name",
+            "size",
+            "page_size",
+            "persist",
+            "buf",
+            "array",
+            "ndarray",
+            "prefetch",
+            "lost",
+            "reset",
+            "stats",
+            "close",
+            "unlink",
+        )
     }
 
 

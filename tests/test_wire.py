@@ -71,6 +71,8 @@ LAYOUT = """
     Gone(process, died)
     WaitOn(name, lock, wait, process, thread, who)
     Hold(region, on)
+    Restore(region, generation, start, count, requester)
+    Reset(start, stop)
 """
 """Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

@@ -155,7 +155,7 @@ def _of_a_member(mutator: Mutator, regions: int, probe: int) -> bytes:
     if "name" in fields and not isinstance(message, wire.Join):
         message = message._replace(name=plan.choice(_EVIL))
     if isinstance(message, wire.Request) and message.region == probe:
-        message = message._replace(op=plan.choice((wire.EVICT, 3, 255)))
+        message = message._replace(op=plan.choice((wire.EVICT, 4, 255)))
     if isinstance(message, wire.Leave | wire.Keep | wire.Arrive):
         return wire.encode(wire.Done(probe, 1, 0, 1))
     if isinstance(message, wire.BarrierReset):

@@ -111,7 +111,7 @@ def refused_by(cluster: Cluster, node: int) -> int:
         wire.Request(1, 1, 399, 2, wire.READ, wire.FAULT),  # one more than there is
         wire.Request(1, 1, FAR, 0xFFFFFFFF, wire.WRITE, wire.FAULT),
         wire.Request(1, 1, 0, 0, wire.READ, wire.FAULT),
-        wire.Request(1, 1, 0, 1, 3, wire.FAULT),
+        wire.Request(1, 1, 0, 1, 4, wire.FAULT),
         wire.Request(99, 1, 0, 1, wire.READ, wire.FAULT),
         wire.Join("another name", "tcp://127.0.0.1:7"),  # a member twice
         wire.Data(1, 1, 0, 1, 0, 1, 0),

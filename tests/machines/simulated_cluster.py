@@ -106,6 +106,7 @@ class Node:
             effects.Hold: lambda e: self.holds.append(e.page),
             effects.Finished: self._finished,
             effects.Poison: self._poison,
+            effects.Renew: self._renew,
         }
 
     def state(self, page: int) -> int:
@@ -240,6 +241,13 @@ class Node:
             application.unprotected.discard(e.page)
             application.poisoned.add(e.page)
             application.wake(range(e.page, e.page + 1))
+
+    def _renew(self, e: effects.Renew) -> None:
+        """Nobody can store to them before all who knew them as lost have come by here."""
+        for page in range(e.start, e.start + e.count):
+            self.cluster.latest[page] = 0
+        for application in self.applications:
+            application.poisoned.difference_update(range(e.start, e.start + e.count))
 
 
 class Cluster:
@@ -381,6 +389,9 @@ class Cluster:
             held = {node.number for node in self.nodes.values() if node.state(page) & HELD}
             exclusive = {node.number for node in self.nodes.values() if node.state(page) & EXCLUSIVE}
             assert said == held, f"p{page}: the directory thinks that {said} have it, but {held} do"
+            thought = {node.number for node in self.nodes.values() if node.state(page) & LOST}
+            poisoned = {node.number for node in self.nodes.values() for a in node.applications if page in a.poisoned}
+            assert holding.state == 3 or not thought | poisoned, f"p{page}: {holding}, lost to {thought}, {poisoned}"
             assert exclusive == (held if holding.state == 2 else set()), f"p{page}: {holding}, exclusive on {exclusive}"
             assert not holding.copies or holding.copies >> holding.owner & 1, (
                 f"p{page}: its owner has no copy: {holding}"

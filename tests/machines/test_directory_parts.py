@@ -11,8 +11,8 @@ from directory.machine import PageMachine
 from directory.registry import Registry
 from dsm import errors
 from dsm.wire import (
-    EVICT,
     READ,
+    RESET,
     WRITE,
     Done,
     Fetch,
@@ -78,7 +78,7 @@ def page_machine() -> PageMachine:
         Request(1, 1, 1024, 1, READ, False),  # beyond the end
         Request(1, 1, 511, 2, READ, False),  # of two extents
         Request(1, 1, 0, 2**32 - 1, READ, False),
-        Request(1, 1, 0, 1, EVICT + 1, False),
+        Request(1, 1, 0, 1, RESET + 1, False),
         Done(1, 1, 0, 1),
         GaveUp(1, 1, 0, 1),
         Done(7, 1, 0, 1),

@@ -111,6 +111,8 @@ class Run:
             if node.applications:
                 yield Action("ahead", f"{name} reads ahead", partial(self._ahead, node))
                 yield Action("prefetch", f"{name} prefetches", partial(self._prefetch, node))
+                if len(self.cluster.nodes) < NODES:
+                    yield Action("reset", f"{name} resets", partial(self._reset, node))
             if len(node.applications) > 1 and self.chance.random() < 0.02:
                 yield Action("detach", f"{node.applications[0]} detaches", partial(node.detach, node.applications[0]))
             if self.departures and self.chance.random() < 0.03:
@@ -149,6 +151,13 @@ class Run:
         application.prefetches += 1
         self._also(f"{start}:{stop} {write=} for {application}")
         node.run(node.machine.prefetch(REGION, start, stop, write, application))
+
+    def _reset(self, node: Node) -> None:
+        start, stop = self._range()
+        application = self.chance.choice(node.applications)
+        application.prefetches += 1
+        self._also(f"{start}:{stop} for {application}")
+        node.run(node.machine.reset(REGION, start, stop, application))
 
     def _leave(self, node: Node) -> None:
         self.departures -= 1

@@ -77,10 +77,10 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.Region": "number pages per_extent table asks waiters held deferred prefetches lost",
         "nodes.Ask": "generation start stop op need left target parts over",
         "nodes.Part": "count owed acks acked closed next soon",
-        "nodes.Prefetch": "owed write waiter",
+        "nodes.Prefetch": "owed op waiter",
         "nodes.Bulk": "_transfers",
         "directory.PageMachine": "_regions _names",
-        "directory.Region": "pages per_extent table extents counts",
+        "directory.Region": "pages per_extent table extents counts users",
         "directory.Extent": "base active queue",
     }.items()
 }
@@ -108,7 +108,7 @@ SHELL: Final[dict[type[Any], frozenset[str]]] = {
 """The fields of the simulated shell, which is frozen by hand: a test compares."""
 
 NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner", "to"))
-MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked"))
+MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked", "users"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
 PLAIN_FIELDS: Final = frozenset(
     (

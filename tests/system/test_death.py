@@ -207,6 +207,79 @@ def test_a_page_that_left_with_its_node_is_a_bus_error_that_says_so(cluster3: Cl
     assert cluster3.run(use_another, node=2) == [0, 1]
 
 
+def raised_by_prefetch(start: int, stop: int) -> str:
+    region = dsm.attach("grid")
+    try:
+        region.prefetch(start, stop)
+    except dsm.errors.PageLost as error:
+        return f"OSError {isinstance(error, OSError)}: {error}"
+    return ""
+
+
+def lost() -> list[list[Any]]:
+    return [list(run) for run in dsm.attach("grid").lost()]
+
+
+def reset(start: int, stop: int | None) -> list[list[Any]]:
+    region = dsm.attach("grid")
+    region.reset(start, stop)
+    return [list(run) for run in region.lost()]
+
+
+def test_lost_pages_are_told_listed_and_reset(cluster3: Cluster) -> None:
+    cluster3.run(write_pages, "grid", 40, node=0)
+    assert cluster3.run(touch_pages, "grid", [3, 4, 8], False, node=1) == [3, 4, 8]
+    assert cluster3.run(lost, node=1) == []
+    leave(cluster3, 0)
+    runs = cluster3.run(lost, node=1)  # but for what had been read ahead
+    assert runs[0] == [0, 3 * 4096, "node0"]
+    assert [stop for _, stop, _ in runs][-1] == 40 * 4096
+    told = cluster3.run(raised_by_prefetch, 3 * 4096, 40 * 4096, node=1)
+    assert told.startswith(f"OSError True: bytes {runs[-1][0]} to 163840 of region 'grid' are lost: node 'node0'"), told
+    assert cluster3.run(raised_by_prefetch, 3 * 4096, 5 * 4096, node=2) == ""
+    assert cluster3.start(touch_pages, "grid", [31], True, node=2).wait() == -signal.SIGBUS
+    # Two pages begin anew, also on the node where touching one of them was a bus error.
+    left = cluster3.run(reset, 30 * 4096, 32 * 4096, node=1)
+    assert left == [*runs[:-1], [runs[-1][0], 30 * 4096, "node0"], [32 * 4096, 40 * 4096, "node0"]]
+    assert cluster3.run(touch_pages, "grid", [31, 30], True, node=2) == [0, 0]
+    assert cluster3.run(touch_pages, "grid", [3, 8, 31, 30], True, node=1) == [3, 8, 0, 0]
+    assert cluster3.start(touch_pages, "grid", [35], False, node=1).wait() == -signal.SIGBUS
+    assert cluster3.run(reset, 0, None, node=2) == []
+    assert cluster3.run(touch_pages, "grid", [0, 3, 4, 8, 29, 35, 39], False, node=1) == [0, 3, 4, 8, 0, 0, 0]
+
+
+def survive_bus_errors(page: int) -> int:
+    """Touches a lost page in a child, which has the memory of the mapping that is poisoned; then again, when told."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    region = dsm.attach("grid")
+    address = region.array.ctypes.data + page * 4096
+    read, write = os.pipe()
+    # The kernel looks at the page for us: EFAULT in place of SIGBUS.
+    say(libc.write(write, ctypes.c_void_p(address), 8))
+    hear()
+    say(libc.write(write, ctypes.c_void_p(address), 8))
+    return int.from_bytes(os.read(read, 8), "little")
+
+
+def store(page: int, value: int) -> None:
+    dsm.attach("grid").array[page, 0] = value
+
+
+def test_a_poisoned_mapping_sees_what_was_stored_after_a_reset(cluster3: Cluster) -> None:
+    cluster3.run(write_pages, "grid", 8, node=0)
+    leave(cluster3, 0)
+    here = [cluster3.start(survive_bus_errors, 5, node=node) for node in (1, 1, 2)]
+    assert [child.hear() for child in here] == [-1, -1, -1]
+    assert cluster3.run(reset, 0, None, node=2) == []
+    cluster3.run(store, 5, 77, node=1)
+    for child in here:
+        child.tell()
+        assert child.hear() == 8
+        assert child.result() == 77
+
+
 def use_another() -> list[int]:
     with dsm.attach("another", 100_000) as region:
         region.buf[1] = 1
