@@ -130,10 +130,6 @@ class Cluster(Members):
                 )
         return ""
 
-    def _heartbeat(self, node: Node, m: wire.Heartbeat) -> Outgoing:
-        node.applications = m.applications
-        return []
-
     def _leave(self, node: Node, _: wire.Leave) -> Outgoing:
         return self._remove(node, "it left")
 

@@ -43,7 +43,8 @@ class Members:
     ``connections_rejected``: on how many no conversation came about, which the shell counts.
     """
 
-    def __init__(self, address: str, now: float, pages: PageMachine) -> None:
+    def __init__(self, address: str, now: float, pages: PageMachine, shard: int = 0) -> None:
+        self._shard = shard
         self.address = address
         self.due_s = now
         self.news: list[str] = []
@@ -130,6 +131,10 @@ class Members:
         self._by_identity[newcomer.identity] = newcomer
         self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
         return out
+
+    def _heartbeat(self, node: Node, m: wire.Heartbeat) -> Outgoing:
+        node.applications = m.applications
+        return [(node.identity, wire.Lease(self._shard, m.beat))]
 
     def _take_out(self, node: Node, reason: str) -> Outgoing:
         """Strike a node off, and tell the others."""

@@ -27,7 +27,7 @@ class Shard(Members):
     """Shard ``number`` of ``shards``; ``address``, for people to read, is where it listens."""
 
     def __init__(self, address: str, now: float, number: int, shards: int, story: Story | None = None) -> None:
-        super().__init__(address, now, PageMachine(story, number, shards))
+        super().__init__(address, now, PageMachine(story, number, shards), number)
         self._regions: dict[int, wire.Opened] = {}
         self._known: dict[int, wire.Member] = {}  # that are to come, or are here
         self._early: dict[bytes, wire.Enlist] = {}
@@ -61,8 +61,9 @@ class Shard(Members):
     def _handle(self, node: Node, message: wire.Message, now: float) -> Outgoing:
         if isinstance(message, wire.Leave):
             return self._remove(node, "it left")
-        if not isinstance(message, wire.Heartbeat):
-            self._rejected += 1
+        if isinstance(message, wire.Heartbeat):
+            return self._heartbeat(node, message)
+        self._rejected += 1
         return []
 
     def _remove(self, node: Node, reason: str) -> Outgoing:

@@ -39,6 +39,10 @@ HEARTBEAT_S: Final = 1.0
 LEASE_S: Final = 15.0
 """A node silent for this long has left. Generous: a stopped laptop or a loaded CI machine is not a death."""
 
+LEASE_MARGIN_S: Final = 2.0
+"""A node's own lease ends so much earlier than the directory's patience: a heartbeat's time until it is noticed, and
+the rest to take every page away."""
+
 # --- time-outs of things that answer at once when they are there at all -------------------------
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -89,5 +93,6 @@ every page has another owner than its neighbour."""
 
 assert EXTENT_BYTES % FRAME_BYTES == 0 and FRAME_BYTES % PAGE_BYTES == 0
 assert HEARTBEAT_S * 5 <= LEASE_S
+assert HEARTBEAT_S < LEASE_MARGIN_S < LEASE_S / 2
 assert DIRECTORY_TIMEOUT_S + HEARTBEAT_S < CONNECT_TIMEOUT_S
 assert WINDOW_BYTES_MAX <= EXTENT_BYTES and EXTENT_BYTES % PREFETCH_BYTES == 0

@@ -289,7 +289,17 @@ class MemberLeft(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
+    """``beat`` numbers the sender's heartbeats."""
+
     applications: U32
+    beat: U32
+
+
+class Lease(NamedTuple):
+    """The answer to a Heartbeat: ``shard`` of the directory counts the node as a member for a lease from then on."""
+
+    shard: U8
+    beat: U32
 
 
 class Leave(NamedTuple):
@@ -599,7 +609,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Acquire, Release, Arrive, BarrierReset, Inspect, Cancel, Cancelled, Granted,
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
-    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset,
+    Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset, Lease,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

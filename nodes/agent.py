@@ -12,6 +12,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from nodes.applications import Applications
 from nodes.links import Links
 from nodes.memory import Mapping
 from nodes.pager import Pager
+from nodes.tenure import Tenure
 from nodes.tracing import TracedOutlets, TracedUserfaultfd
 
 log = logging.getLogger("dsm.node")
@@ -89,6 +91,7 @@ class Agent:
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
+        self._tenure = Tenure(self.links.shards, self.started_s, self.pager, self.applications, log.warning)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: self.links.member,
             wire.MemberLeft: self.pager.member_left,
@@ -158,9 +161,12 @@ class Agent:
         pager = self.pager
         links = self.links
         waits = links.waits
-        self._poller.wait(0 if pager.bulk and not pager.bulk_waits else self._next_heartbeat_s - now)
+        at_once = pager.bulk and not pager.bulk_waits and not self._tenure.suspended
+        self._poller.wait(0 if at_once else self._next_heartbeat_s - now)
         if waits:  # a turn long
             links.flush()
+        if self._tenure.suspended:
+            return self._running
         if pager.holds:
             wait_us = pager.expire_holds()
             if wait_us:
@@ -172,7 +178,8 @@ class Agent:
         return self._running
 
     def _heartbeat(self, now: float) -> None:
-        self.links.send_to_shards(wire.Heartbeat(self.applications.processes()))
+        self.links.send_to_shards(self._tenure.heartbeat(now))
+        self._tenure.look(now)
         self.applications.look_after(now)
         self.links.look_after()
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:
@@ -186,6 +193,13 @@ class Agent:
         except errors.DsmError:
             self.rejected += 1
             return
+        if self._tenure.suspended:
+            kept = memoryview(bytearray(payload))  # what is in the link's buffer does not stay
+            self._tenure.hold_back(partial(self._peer_said, link, message, kept))
+        else:
+            self._peer_said(link, message, payload)
+
+    def _peer_said(self, link: Link, message: wire.Message, payload: memoryview) -> None:
         kind = type(message)
         if kind is wire.Data:
             if not self.pager.data(message, payload):  # type: ignore[arg-type]
@@ -205,6 +219,15 @@ class Agent:
             self.rejected += 1
             log.error("the directory sent what is no message: %s", error)
             return
+        kind = type(message)
+        if kind is wire.Lease:
+            self._tenure.renewed(message, time.monotonic())  # type: ignore[arg-type]
+        elif self._tenure.suspended and kind is not wire.Fenced:
+            self._tenure.hold_back(partial(self._directory_said, message))
+        else:
+            self._directory_said(message)
+
+    def _directory_said(self, message: wire.Message) -> None:
         kind = type(message)
         if kind in self._messages:
             self._messages[kind](message)

@@ -34,7 +34,7 @@ _OPTIONS_BYTES_MAX = 16 << 10
 
 
 class _Connection:
-    __slots__ = ("holds", "locks", "mapping", "party", "pid", "pidfd", "region", "sock", "ticket")
+    __slots__ = ("holds", "locks", "mapping", "party", "pid", "pidfd", "postponed", "region", "sock", "ticket")
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
@@ -43,6 +43,7 @@ class _Connection:
         self.region: RegionMemory | None = None  # attached, or about to be
         self.mapping: Mapping | None = None
         self.ticket = 0  # of what it waits for
+        self.postponed = False  # it waits for the lease of this node
         self.locks: dict[str, None] = {}  # held on this connection
         self.holds: dict[int, None] = {}  # regions that are not over while it is open
         self.party: _Party | None = None  # the process, once it has to do with a barrier
@@ -115,6 +116,8 @@ class Applications:
         self._silent: dict[_Connection, None] = {}  # closed, but the process has its region mapped still
         self._parties: dict[int, _Party] = {}  # by pid
         self._locks = Locks()
+        self._suspended = False
+        self._postponed: list[tuple[_Connection, wire.Acquire]] = []
         self._served_any = False
         self._last_ticket = 0
         # Who asked, what to do with the answer, and when it was asked (for ever, where a wait may last).
@@ -227,7 +230,8 @@ class Applications:
                 self._closed(connection)
                 return
             handler = self._handlers.get(type(message))
-            if handler is None or (connection.ticket and type(message) is not wire.Cancel):
+            busy = connection.ticket or connection.postponed
+            if handler is None or (busy and type(message) is not wire.Cancel):
                 raise errors.ProtocolError(f"{type(message).__name__} was not expected now")
             handler(connection, message, fds)
         except BlockingIOError:
@@ -518,6 +522,10 @@ class Applications:
             return
         if m.name in connection.locks:
             raise errors.ProtocolError(f"lock {m.name!r} is held on this connection already")
+        if self._suspended:  # the directory may have given it to others
+            connection.postponed = True
+            self._postponed.append((connection, m))
+            return
         answer = self._locks.take(m)
         if answer is None:
             self._ask(connection, m, lambda c, answer: self._acquired(c, m, answer))
@@ -534,6 +542,19 @@ class Applications:
                 return
             connection.locks[m.name] = None
         self._reply(connection, answer._replace(ticket=0))
+
+    def suspend(self) -> None:
+        """Give no lock to anybody until :meth:`resume`."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        """Go on with what has waited."""
+        self._suspended = False
+        postponed, self._postponed = self._postponed, []
+        for connection, m in postponed:
+            connection.postponed = False
+            if connection.open:
+                self._acquire(connection, m, [])
 
     def _release(self, connection: _Connection, m: wire.Release, _: list[int]) -> None:
         if m.name not in connection.locks:
@@ -586,7 +607,11 @@ class Applications:
 
     def _cancel(self, connection: _Connection, _: wire.Cancel, __: list[int]) -> None:
         ticket = connection.ticket
-        if ticket:  # else the answer has overtaken it, and stands
+        if connection.postponed:
+            self._postponed = [other for other in self._postponed if other[0] is not connection]
+            connection.postponed = False
+            self._reply(connection, wire.Cancelled(0))
+        elif ticket:  # else the answer has overtaken it, and stands
             self._to_directory(wire.Cancel(ticket, False))
             self._tickets[ticket] = (*self._tickets[ticket][:2], time.monotonic())
 

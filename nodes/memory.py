@@ -70,12 +70,15 @@ class RegionMemory:
         self._armed: set[int] = set()  # extents (by byte offset) in which pages may be present
         self._length = self.pages * page_size
         self._blame = blame
+        self._withheld = -1  # a memory file, while suspended
 
     def close(self) -> None:
         """Give the memory back."""
         for mapping in self.mappings:
             mapping.uffd.close()
         os.close(self.memfd)
+        if self._withheld >= 0:
+            os.close(self._withheld)
 
     # -- markers -----------------------------------------------------------------------------------------
 
@@ -205,9 +208,36 @@ class RegionMemory:
                 self.install(page, 1, None, False, mapping)
                 self.drop(page, 1)
 
-    def withdraw(self) -> None:
-        """Take every page away: whoever touches one waits, and never reads what may be old."""
+    def withhold(self) -> None:
+        """Take every page away, to be brought back as it is: whoever touches one waits until :meth:`give_back`."""
+        self._protect_all()
+        self._withheld = memory.create_memfd(f"dsm-withheld:{self.name}"[:200], self._length)
+        self._move(self.memfd, self._withheld)
+
+    def give_back(self) -> None:
+        """Bring back what :meth:`withhold` has taken away. Whoever has touched something since tries again."""
+        self._move(self._withheld, self.memfd)
+        os.close(self._withheld)
+        self._withheld = -1
+        for mapping in self.mappings:
+            try:
+                mapping.uffd.wake(mapping.address, self._length)
+            except OSError as error:
+                self._blame(mapping, error)
+
+    def _move(self, source: int, to: int) -> None:
+        for start, stop in memory.present(source, self._length):
+            for at in range(start, stop, FRAME_BYTES):
+                length = min(FRAME_BYTES, stop - at)
+                os.pwrite(to, os.pread(source, length, at), at)
+                memory.punch_hole(source, at, length)
+
+    def _protect_all(self) -> None:
         for mapping in self.mappings:
             for extent in self._armed:
                 self._protect_extents(mapping, extent, extent + 1)
+
+    def withdraw(self) -> None:
+        """Take every page away: whoever touches one waits, and never reads what may be old."""
+        self._protect_all()
         self.drop(0, self.pages)

@@ -66,6 +66,7 @@ class Pager:
         self._tell = tell
         self._finished = finished
         self._over: list[Any] = []  # waiters whose prefetch has just come
+        self._suspended = False
         self._served: Mapping | None = None  # whose threads the last Install has woken
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             effects.Install: self._install,
@@ -112,6 +113,18 @@ class Pager:
             if not frame.fetch.keep and not self._is_void(frame):
                 self.regions[frame.fetch.region].drop(frame.start, frame.count)
 
+    def suspend(self) -> None:
+        """No page may be read or written here until :meth:`resume`; nor may the caller have anything done with one."""
+        self._suspended = True
+        for region in self.regions.values():
+            region.withhold()
+
+    def resume(self) -> None:
+        """Go on where :meth:`suspend` has stopped."""
+        self._suspended = False
+        for region in self.regions.values():
+            region.give_back()
+
     def withdraw(self) -> None:
         """This node leaves: nothing here may be read or written any more."""
         for region in self.regions.values():
@@ -140,7 +153,10 @@ class Pager:
         """Serve whatever faults an application has now."""
         region = mapping.region
         now = self._now_ns()
-        for flags, address in self._read_faults(mapping):
+        faults = self._read_faults(mapping)
+        if self._suspended:  # they will be told again
+            return
+        for flags, address in faults:
             page = (address - mapping.address) // region.page_size
             if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it
                 continue

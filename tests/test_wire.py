@@ -29,7 +29,7 @@ LAYOUT = """
     Welcome(node)
     Member(node, name, address)
     MemberLeft(node, reason)
-    Heartbeat(applications)
+    Heartbeat(applications, beat)
     Leave()
     Fenced(reason)
     Failure(ticket, error, text)
@@ -73,6 +73,7 @@ LAYOUT = """
     Hold(region, on)
     Restore(region, generation, start, count, requester)
     Reset(start, stop)
+    Lease(shard, beat)
 """
 """Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from directory.cluster import TICK_S, Cluster
-from dsm import wire
+from dsm import constants, wire
 
 from .host import Host
 from .kernel import Kernel, KernelNoise
@@ -62,7 +62,7 @@ class DirectoryHost:
         for line in self.machine.news:
             self.world.note("directory: %s", line)
             if "is gone" in line:
-                self.cluster.is_out(int(line.split()[1]))
+                self.cluster.is_out(int(line.split()[1]), "silent" in line)
         self.machine.news.clear()
         for to, message in outgoing:
             host = self.cluster.hosts.get(number(to))
@@ -117,7 +117,7 @@ class SimulatedCluster:
         tell(out)
         return host
 
-    def is_out(self, node: int) -> None:
+    def is_out(self, node: int, silent: bool) -> None:
         """The directory no longer counts a node as a member. If it does not know, what it reads may be old from now on;
         one that has left has taken every page away before it said so."""
         host = self.hosts[node]
@@ -125,6 +125,10 @@ class SimulatedCluster:
         self._members.discard(node)
         if host.serving:
             host.trusted = False
+            works = self.world.now > host.stopped_until + int(constants.LEASE_MARGIN_S * S)
+            here = self.kernel.pages_of(host)
+            if silent and works and here:
+                raise SimulationError(f"{host.name} is out, but its applications can still read {here}")
 
     def is_member(self, host: Host) -> bool:
         """Does the directory count it among the nodes?"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dsm import constants, errors, wire
@@ -11,6 +12,7 @@ from nodes.agent import Agent
 from nodes.applications import Applications
 from nodes.memory import Mapping, RegionMemory
 from nodes.pager import Pager
+from nodes.tenure import Tenure
 
 from .kernel import Pipe
 from .network import Channel, Links, Packet
@@ -89,6 +91,7 @@ class Host:
         self._turn_at = 0  # when the next turn is, 0 if none is due
         self.listener = Listener()
         self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False)
+        self.tenure = Tenure(1, self.started_s, self.pager, self.applications, self.world.note)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
             wire.MemberLeft: self.pager.member_left,
@@ -171,12 +174,16 @@ class Host:
             self._take_messages()
             if not self.serving:
                 return
-            wait_us = self.pager.expire_holds() if self.pager.holds else 0
-            if self.pager.bulk:
+            if self.tenure.suspended:
+                wait_us = 0
+            else:
+                wait_us = self.pager.expire_holds() if self.pager.holds else 0
+            if self.pager.bulk and not self.tenure.suspended:
                 self.pager.send_frame()
         if wait_us:
             self._turn_by(self.world.now + wait_us * US)
-        if self._inbox or self._control or self._ready or (self.pager.bulk and not self.pager.bulk_waits):
+        at_once = self.pager.bulk and not self.pager.bulk_waits and not self.tenure.suspended
+        if self._inbox or self._control or self._ready or at_once:
             self._soon()
 
     def _take_messages(self) -> None:
@@ -197,6 +204,9 @@ class Host:
             self._ready[_LISTENER_FD] = None
 
     def _from_peer(self, packet: Packet) -> None:
+        if self.tenure.suspended:
+            self.tenure.hold_back(partial(self._from_peer, packet))
+            return
         message = wire.decode(packet.data)
         if type(message) is wire.Data:
             assert packet.payload is not None
@@ -207,7 +217,11 @@ class Host:
 
     def _from_directory(self, message: wire.Message) -> None:
         kind = type(message)
-        if kind in self._messages:
+        if kind is wire.Lease:
+            self.tenure.renewed(cast(wire.Lease, message), self.world.now / 1e9)
+        elif self.tenure.suspended and kind is not wire.Fenced:
+            self.tenure.hold_back(partial(self._from_directory, message))
+        elif kind in self._messages:
             self._messages[kind](message)
         elif kind in self.applications.answers:
             self.applications.answered(message)
@@ -219,7 +233,8 @@ class Host:
             return
         if self.world.now >= self.stopped_until and not self.busy:
             with self.cluster.running(self):
-                self.links.send_to_shards(wire.Heartbeat(self.applications.processes()))
+                self.links.send_to_shards(self.tenure.heartbeat(self.world.now / 1e9))
+                self.tenure.look(self.world.now / 1e9)
                 self.applications.look_after(self.world.now / 1e9)
             self._soon()  # the loop goes round
         self.world.periodically(int(constants.HEARTBEAT_S * S), self._heartbeat)

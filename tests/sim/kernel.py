@@ -182,7 +182,8 @@ class Kernel:
 
     def fill(self, file: MemoryFile, page: int, content: bytes) -> None:
         file.pages[page] = bytearray(content)
-        self.present.setdefault((file.region, page), {})[file.host] = None
+        if file.region:  # else nobody maps it: it is where a node keeps what it hides
+            self.present.setdefault((file.region, page), {})[file.host] = None
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         self._meanwhile()
@@ -209,10 +210,13 @@ class Kernel:
     def is_present(self, fd: int, offset: int) -> bool:
         return offset // PAGE_BYTES in self.files[fd].pages
 
+    def present_ranges(self, fd: int, length: int) -> list[tuple[int, int]]:
+        return [(page * PAGE_BYTES, (page + 1) * PAGE_BYTES) for page in sorted(self.files[fd].pages)]
+
     def drop(self, file: MemoryFile, pages: range) -> None:
         gone = pages if len(pages) <= len(file.pages) else [page for page in file.pages if page in pages]
         for page in gone:
-            if file.pages.pop(page, None) is not None:
+            if file.pages.pop(page, None) is not None and file.region:
                 holders = self.present[file.region, page]
                 del holders[file.host]
                 if not holders:
@@ -406,6 +410,7 @@ class Kernel:
             create_memfd=self.create_memfd,
             punch_hole=self.punch_hole,
             is_present=self.is_present,
+            present=self.present_ranges,
             Staging=memory.Staging,
         )
         descriptors = SimpleNamespace(

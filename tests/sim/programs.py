@@ -22,7 +22,7 @@ WORD: Final = 8
 """Bytes of a word: what one load or store moves."""
 
 
-_EXPECTED: Final = ("BrokenBarrier", "DirectoryUnreachable")
+_EXPECTED: Final = ("BrokenBarrier", "DirectoryUnreachable", "PageLost")
 """What programs may be told when others end, or the directory is silent; everything else is a mistake of somebody."""
 
 

@@ -31,6 +31,7 @@ from nodes import effects
 from nodes.locks import Locks
 from nodes.memory import RegionMemory
 from nodes.pager import Pager
+from nodes.tenure import Tenure
 
 from . import regressions
 from .__main__ import main
@@ -265,6 +266,11 @@ def forget_to_close(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registry, "close", hasty)
 
 
+def read_on_after_the_lease(patch: pytest.MonkeyPatch) -> None:
+    """A node that the directory has given up lets its applications go on."""
+    patch.setattr(Tenure, "look", lambda self, now: None)
+
+
 BUGS: list[Break] = [
     forget_a_sharer,
     drop_before_reading,
@@ -280,6 +286,7 @@ BUGS: list[Break] = [
     take_a_lock_that_is_recalled,
     break_a_barrier_twice,
     forget_to_close,
+    read_on_after_the_lease,
 ]
 
 
