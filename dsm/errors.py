@@ -12,6 +12,7 @@
     ├── NodeUnreachable          (ConnectionError)  no agent answers on the local socket
     ├── NodeExhausted            (OSError)          the agent has no descriptor left for one more mapping
     ├── DirectoryUnreachable     (ConnectionError)
+    │   └── Fenced                                  it has given this node up
     ├── NodeNameInUse            (FileExistsError)  another live node has this name or address
     ├── VersionMismatch          (ConnectionError)  the other side speaks another protocol version
     ├── PermissionDenied         (PermissionError)  the agent belongs to somebody else
@@ -77,6 +78,10 @@ class NodeExhausted(DsmError, OSError):
 
 class DirectoryUnreachable(DsmError, ConnectionError):
     """The directory does not answer."""
+
+
+class Fenced(DirectoryUnreachable):
+    """The directory has given this node up: its lease was over, or it had said what it should not."""
 
 
 class NodeNameInUse(DsmError, FileExistsError):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
-from dsm import daemon, local, memory, uffd
-from dsm.errors import DsmError, UserfaultfdUnavailable
+from dsm import constants, daemon, local, memory, uffd
+from dsm.errors import DsmError, Fenced, UserfaultfdUnavailable
 from dsm.trace import HELP, Trace
 from nodes.agent import Agent
+
+log = logging.getLogger("dsm.node")
+
 
 _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 for the one that reaches the directory."
 
@@ -49,7 +56,8 @@ def main(
         memory.keep_freed_memory()
         name = name or socket.gethostname()
         trace = Trace(trace_path, f"node {name}") if trace_path else None
-        agent = Agent(
+        join = partial(
+            Agent,
             directory,
             listen,
             path or local.runtime_directory() / "node.sock",
@@ -59,19 +67,43 @@ def main(
             end_applications=with_parent,
             exit_when_idle=exit_when_idle,
         )
+        agent = join()
         daemon.on_stop(agent.stop)
         ready(agent.links.address)
     # The loop makes no reference cycles on its way; a full collection in the middle of a fault would be a pause.
     gc.freeze()
     gc.disable()
     try:
-        agent.serve()
+        while True:
+            try:
+                agent.serve()
+                break
+            except Fenced as error:
+                if with_parent:  # whoever runs a program on this node cannot go on without its processes
+                    raise
+                log.critical("%s", error)
+            agent = _rejoin(join)
     except DsmError as error:
         print(f"dsm node: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if trace:
             trace.write()
+
+
+def _rejoin(join: Callable[[], Agent]) -> Agent:
+    """Become a member anew, as another node of the same name, as soon as there is a directory to take it in."""
+    daemon.on_stop(sys.exit)
+    while True:
+        try:
+            agent = join()
+        except DsmError as error:
+            log.warning("cannot join again yet: %s", error)
+            time.sleep(constants.HEARTBEAT_S)
+        else:
+            daemon.on_stop(agent.stop)
+            log.warning("event=rejoined node=%d name=%s", agent.links.node, agent.name)
+            return agent
 
 
 def _check_host() -> None:

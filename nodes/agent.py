@@ -122,7 +122,8 @@ class Agent:
         self._running = False
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`; then leave the cluster. Raises :class:`DsmError` if the directory sent us away."""
+        """Serve until :meth:`stop`; then leave the cluster. Raises :class:`~dsm.errors.Fenced` if the directory sent us
+        away."""
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
         links.start(self._from_directory, self._from_peer, self._fence)
@@ -141,7 +142,7 @@ class Agent:
             finally:
                 self._leave()
         if self._fenced:
-            raise errors.DirectoryUnreachable(
+            raise errors.Fenced(
                 "the directory no longer counts this node as a member, so its pages may be stale: "
                 "its applications were ended; start the node again"
             )
