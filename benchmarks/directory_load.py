@@ -65,7 +65,7 @@ class _Node:
     def heartbeat(self) -> None:
         if self.ready:
             for out in self._out:
-                out.append(wire.encode(wire.Heartbeat(0, 1)))
+                out.append(wire.encode(wire.Heartbeat(0, 1, 0)))
 
     def flush(self) -> None:
         for shard, out in zip(self._shards, self._out, strict=True):

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import click
 
+from directory.journal import Journal
 from directory.service import Directory
 from directory.shard_service import DirectoryShard
 from dsm import daemon
 from dsm.constants import SHARDS_MAX
 from dsm.errors import DsmError
 from dsm.trace import HELP, Trace
+
+_STATE = "Keep there what another directory needs to go on if this one is killed: start it with the same file."
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +25,7 @@ from dsm.trace import HELP, Trace
 )
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="Processes that share the pages.  [default: 1]")
 @click.option("--shard-of", metavar="ADDRESS", help="Be one more shard of the directory that listens there.")
+@click.option("--state", "state_path", metavar="FILE", type=click.Path(path_type=Path), help=_STATE)
 @click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
 @click.option("--with-parent", is_flag=True, help="End when the process that started this one ends.")
@@ -29,6 +33,7 @@ def main(
     listen: str,
     shards: int | None,
     shard_of: str | None,
+    state_path: Path | None,
     trace_path: Path | None,
     ready_fd: int | None,
     with_parent: bool,
@@ -40,10 +45,14 @@ def main(
     """
     if shards and shard_of:
         raise click.UsageError("--shards and --shard-of exclude each other: the first shard says how many there are")
+    if state_path and (shard_of or (shards or 1) > 1):
+        raise click.UsageError("--state is for a directory of one shard: what several know, no file brings together")
     with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
         trace = Trace(trace_path, "directory") if trace_path else None
         directory = (
-            Directory(listen, shards or 1, trace) if shard_of is None else DirectoryShard(listen, shard_of, trace)
+            Directory(listen, shards or 1, trace, Journal(state_path) if state_path else None)
+            if shard_of is None
+            else DirectoryShard(listen, shard_of, trace)
         )
         daemon.on_stop(directory.stop)
         ready(directory.address)

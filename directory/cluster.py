@@ -8,12 +8,14 @@ returns messages with the connection that each is for. Times are seconds of any 
 
 from __future__ import annotations
 
+import struct
 from itertools import islice
 from typing import Any, Final
 
-from directory.machine import PageMachine
+from directory.machine import Event, PageMachine
 from directory.members import TICK_S, Members, Node, Outgoing
 from directory.others import Others
+from directory.recovery import Recovery
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from dsm import constants, errors, wire
@@ -23,6 +25,12 @@ from dsm.story import Story
 
 __all__ = ["TICK_S", "Cluster", "Outgoing"]
 
+_OF_PAGES: Final = ("owners", "lost", "story")
+"""Questions that cannot be answered before all pages are found again."""
+_EARLY_MAX: Final = 1 << 10
+"""Messages that may wait for that."""
+_RESTARTED: Final = "the directory was restarted before it had answered: ask again"
+_BEGINNING: Final = "the directory was restarted and waits for its nodes: ask again"
 _TOO_LATE: Final = "all shards of this directory were there: one that was lost took its pages' owners with it"
 
 
@@ -39,6 +47,9 @@ class Cluster(Members):
         self._sync = SyncMachine()
         self._sync_messages = self._sync.messages
         self._last_node = 0
+        self._recovery: Recovery | None = None
+        self._early: list[tuple[bytes, wire.Message]] = []  # what has to wait for its end
+        self._unheard: dict[int, dict[int, wire.Message]] = {}  # answers by ticket, of nodes that are about to ask
         self._handlers: dict[type[Any], Any] = {
             wire.Heartbeat: self._heartbeat,
             wire.Leave: self._leave,
@@ -47,13 +58,18 @@ class Cluster(Members):
             wire.Hold: self._hold,
             wire.Close: self._close,
             wire.Unlink: self._unlink,
+            wire.Awaited: self._awaited,
+            wire.Have: self._have,
+            wire.Rebuilt: self._rebuilt,
         }
 
     # -- doors -------------------------------------------------------------------------------------------
 
     def _stranger(self, identity: bytes, message: wire.Message, now: float) -> Outgoing:
+        if isinstance(message, wire.Rejoin):
+            return self._rejoin(identity, message, now)
         if isinstance(message, wire.Join):
-            return self._join(identity, message, now)
+            return self._join(identity, message, now) if self._recovery is None else self._later(identity, message)
         if isinstance(message, wire.Query):
             return self._question(identity, message, now)
         if isinstance(message, wire.Leave):
@@ -79,15 +95,28 @@ class Cluster(Members):
 
     def _handle(self, node: Node, message: wire.Message, now: float) -> Outgoing:
         kind = type(message)
+        if kind in wire.REMEMBERED:
+            node.heard += 1
+            self.events.append((node.number, b"", message))
         if kind in self._sync_messages:
-            return self._to_members(self._sync.step(node.number, message))
+            return self._noted(self._to_members(self._sync.step(node.number, message)))
         if kind is wire.Query:
-            return self._question(node.identity, message, now)  # type: ignore[arg-type]
+            return self._noted(self._question(node.identity, message, now))  # type: ignore[arg-type]
         if kind in self._handlers:
-            out: Outgoing = self._handlers[kind](node, message)
-            return out
+            return self._noted(self._handlers[kind](node, message))
         self._rejected += 1
         return []
+
+    def malformed(self, identity: bytes, error: errors.DsmError) -> Outgoing:
+        """What came is no message, or none that can be served: it changes nothing and is counted."""
+        return self._noted(super().malformed(identity, error))
+
+    def _noted(self, out: Outgoing) -> Outgoing:
+        """Answers to nodes are kept until they are known to have come: they are all there is to tell it again from."""
+        for identity, message in out:
+            if type(message) in wire.ANSWERS and identity in self._by_identity:
+                self._by_identity[identity].answers.append(message)
+        return out
 
     # -- membership --------------------------------------------------------------------------------------
 
@@ -98,6 +127,7 @@ class Cluster(Members):
             return self.malformed(identity, error)
         self._last_node += 1
         newcomer = Node(self._last_node, m.name, m.address, identity, now)
+        self.events.append((0, identity, m))
         return [*self._others.introduce(newcomer), *self._welcome(newcomer)]
 
     def _check_newcomer(self, m: wire.Join) -> None:
@@ -134,12 +164,155 @@ class Cluster(Members):
         return self._remove(node, "it left")
 
     def _remove(self, node: Node, reason: str) -> Outgoing:
-        out = self._take_out(node, reason) + self._others.tell(wire.MemberLeft(node.number, reason))
+        if self._recovery is not None:
+            self._recovery.left(node.number, self._registry.known_to(node.number))
+            self._unheard.pop(node.number, None)
+        left = wire.MemberLeft(node.number, reason)
+        self.events.append((0, b"", left))
+        out = self._take_out(node, reason) + self._others.tell(left)
         for region, known in self._registry.forget_node(node.number).items():
             out += self._destroy(region, known)
         out += self._to_members(self._pages.forget_node(node.number, node.name))
-        out += self._to_members(self._sync.forget_node(node.number))
-        return out
+        out += self._noted(self._to_members(self._sync.forget_node(node.number)))
+        return out + self._go_on()
+
+    # -- beginning again ---------------------------------------------------------------------------------
+
+    def remembered(self) -> dict[str, Any]:
+        """Everything that :meth:`recall` needs: what has become of all :attr:`events` so far."""
+        names, lost = self._pages.remembered()
+        return {
+            "name": self._name,
+            "last node": self._last_node,
+            "nodes": [
+                (
+                    number,
+                    node.name,
+                    node.address,
+                    node.session,
+                    node.heard,
+                    [*self._unheard.get(number, {}).values(), *node.answers],
+                )
+                for number, node in self._nodes.items()
+            ],
+            "registry": self._registry,
+            "sync": self._sync,
+            "gone": names,
+            "lost": lost,
+        }
+
+    def recall(self, remembered: dict[str, Any], now: float) -> None:
+        """Know what another directory knew, which is no more."""
+        self._name = remembered["name"]
+        self._last_node = remembered["last node"]
+        for number, name, address, session, heard, answers in remembered["nodes"]:
+            node = Node(number, name, address, session, now)
+            node.heard = heard
+            node.answers.extend(answers)
+            self._nodes[number] = self._by_identity[session] = node  # nobody speaks in that conversation any more
+        self._registry = remembered["registry"]
+        self._sync = remembered["sync"]
+        regions = [(region.number, region.size, region.page_size) for region in self._registry.regions.values()]
+        self._pages.recall(remembered["gone"], regions, remembered["lost"])
+
+    def again(self, event: Event, now: float) -> None:
+        """Something that the other one had noted has happened."""
+        number, session, message = event
+        if isinstance(message, wire.Join):
+            self._join(session, message, now)
+        elif isinstance(message, wire.MemberLeft):
+            self._remove(self._nodes[message.node], message.reason)
+        elif isinstance(message, wire.Lost | wire.Restore):
+            self._pages.again(message)
+        else:
+            self._handle(self._nodes[number], message, now)
+
+    def begin_again(self, epoch: int, now: float) -> None:
+        """All of that is known: wait for the nodes. ``epoch`` is a number that nobody else can guess."""
+        self.news.clear()
+        if not self._nodes:
+            return
+        for node in self._nodes.values():
+            node.heard_s = now
+        self._recovery = Recovery(epoch, self._nodes)
+        names = ", ".join(repr(node.name) for node in self._nodes.values())
+        self.news.append(f"begins again, and waits for {names}")
+
+    def _rejoin(self, identity: bytes, m: wire.Rejoin, now: float) -> Outgoing:
+        node = self._nodes.get(m.node)
+        if node is None or node.session != m.session or self._recovery is None or not self._recovery.came(m.node):
+            return self._refused(identity)
+        del self._by_identity[node.identity]
+        node.identity = identity
+        node.heard_s = now
+        self._by_identity[identity] = node
+        self._unheard[node.number] = {answer[0]: answer for answer in node.answers}
+        node.answers.clear()
+        node.answers_read = 0
+        self.news.append(f"node {node.number} {node.name!r} is back")
+        return [(identity, wire.Rejoined(node.heard, self._recovery.epoch))]
+
+    def _awaited(self, node: Node, m: wire.Awaited) -> Outgoing:
+        if self._recovery is None or not self._recovery.returned(node.number):
+            self._rejected += 1
+            return []
+        known = self._unheard.pop(node.number)
+        out: Outgoing = []
+        for (ticket,) in struct.iter_unpack("<I", m.tickets[: len(m.tickets) // 4 * 4]):
+            if ticket in known:
+                out.append((node.identity, known[ticket]))
+            elif not self._sync.waits(node.number, ticket):  # a question that changes nothing
+                out.append((node.identity, wire.failure(ticket, errors.DirectoryUnreachable(_RESTARTED))))
+        return out + self._to_members(self._sync.recall_again(node.number)) + self._go_on()
+
+    def _have(self, node: Node, m: wire.Have) -> Outgoing:
+        if self._recovery is None or not self._recovery.tells(node.number):
+            self._rejected += 1
+            return []
+        if not self._pages.has_region(m.region):  # over, and it has not heard of that
+            return [(node.identity, wire.Destroy(m.region))]
+        for start, count in struct.iter_unpack("<QI", m.runs[: len(m.runs) // 12 * 12]):
+            self._pages.found(node.number, m.region, start, start + count, m.exclusive)
+        return []
+
+    def _rebuilt(self, node: Node, m: wire.Rebuilt) -> Outgoing:
+        if self._recovery is None or self._recovery.epoch != m.epoch:
+            self._rejected += 1
+            return []
+        self._recovery.told(node.number)
+        return self._go_on()
+
+    def _go_on(self) -> Outgoing:
+        """The next step of beginning again, if it is due."""
+        recovery = self._recovery
+        if recovery is None:
+            return []
+        if recovery.to_flush():
+            members = [node.told() for node in self._nodes.values()]
+            flush = wire.Flush(recovery.epoch, b"".join(node.to_bytes(2, "little") for node in self._nodes))
+            told = [[*(m for m in members if m.node != node.number), flush] for node in self._nodes.values()]
+            out = [(node.identity, m) for node, each in zip(self._nodes.values(), told, strict=True) for m in each]
+            return out + self._go_on()  # there may be nobody left
+        if not recovery.over:
+            return []
+        self._recovery = None
+        for number, regions in recovery.gone:
+            for region in regions:
+                if self._pages.has_region(region):
+                    self._pages.lose_the_rest(region, number)
+        for known in self._registry.regions.values():
+            self._pages.used_by(known.number, known.known)
+        self.news.append("has found all pages again")
+        out = [(node.identity, wire.GoOn(recovery.epoch)) for node in self._nodes.values()]
+        early, self._early = self._early, []
+        return out + [told for identity, message in early for told in self.step(identity, message, self.due_s)]
+
+    def _later(self, identity: bytes, message: wire.Message) -> Outgoing:
+        """What can only be answered when all pages are found again."""
+        if len(self._early) == _EARLY_MAX:
+            return [(identity, wire.failure(0, errors.DirectoryUnreachable(_BEGINNING)))]
+        self._early.append((identity, message))
+        return []
 
     # -- other shards ------------------------------------------------------------------------------------
 
@@ -217,6 +390,8 @@ class Cluster(Members):
 
     def _question(self, identity: bytes, m: wire.Query, now: float) -> Outgoing:
         """What the other shards know of it is added to the answer."""
+        if self._recovery is not None and m.what in _OF_PAGES:
+            return self._later(identity, m)
         answer = self._query(m, now)
         if not self._others.there or not isinstance(answer, wire.Answer):
             return [(identity, answer)]
@@ -281,6 +456,7 @@ class Cluster(Members):
         }
         return {
             "directory": self.address,
+            "away": [names[node] for node in sorted(self._recovery.away)] if self._recovery is not None else [],
             "nodes": nodes,
             "regions": regions,
             "counters": counters,

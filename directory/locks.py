@@ -82,6 +82,14 @@ class Lock(Primitive):
             out.append(call.cancelled())
         return self._tell_askers() + out
 
+    def recall_again(self) -> Outgoing:
+        """The node may not have been told."""
+        return [(self.node, Recall(self.name))] if self._recalled else []
+
+    def asks(self, node: int, ticket: int) -> bool:
+        """Does the answer to this Inspect wait for the node that has the lock?"""
+        return (node, ticket) in self._asking
+
     def leave(self, call: Call) -> Outgoing:
         self._queue.remove(call)
         self._waiting.remove(call)

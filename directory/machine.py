@@ -50,6 +50,10 @@ _SWEEP_AT: Final = 1 << 16
 """Interned holdings (about 250 bytes each) before unused ones are looked for."""
 
 
+Event = tuple[int, bytes, Message]
+"""Something that a directory has to remember to begin again: a message, of which node, and in which conversation where
+that matters. Pages that are lost are Lost (of no request), those that are no longer are Restore."""
+
 _LOST_TOLD_MAX: Final = 256
 """Runs of lost pages in an answer, each with the name of a node."""
 
@@ -154,6 +158,7 @@ class PageMachine:
         self.holdings = Holdings()
         self.transactions = 0
         self.rejected = 0
+        self.events: list[Event] = []  # for whoever keeps them, and empties this
         self._regions: dict[int, _Region] = {}
         self._names: dict[int, str] = {}
         self._sweep_at = _SWEEP_AT
@@ -190,6 +195,8 @@ class PageMachine:
                 region.counts[after.state] += stop - start
                 if after != before[holding]:
                     self._tell((self._now(), number, start, stop, "a holder is gone", before[holding], after, name))
+                    if after.state == LOST:
+                        self._note_lost(number, start, stop, after)
             for index in list(region.extents):
                 self._drain(number, region, index, out)
         return out
@@ -204,6 +211,73 @@ class PageMachine:
         if t.sharers >> gone & 1:
             out.append((t.node, Ack(number, t.generation, t.first, gone)))
         return False
+
+    # -- beginning again -------------------------------------------------------------------------------
+
+    def recall(self, names: dict[int, str], regions: list[tuple[int, int, int]], lost: list[Lost]) -> None:
+        """Begin with the nodes that were here once, the ``regions`` (number, size, page size), and what was noted of
+        lost pages: of all others nobody has told yet."""
+        self._names = dict(names)
+        for region in regions:
+            self.add_region(*region)
+        for message in lost:
+            self.again(message)
+
+    def again(self, m: Lost | Restore) -> None:
+        """What was noted of lost pages once."""
+        region = self._regions.get(m.region)
+        if region is None:
+            return
+        after = 0
+        if isinstance(m, Lost):
+            node = next(number for number, name in self._names.items() if name == m.node)
+            after = self.holdings.number(Holding(LOST, node, 0))
+        for start, stop, before in region.table.runs(m.start, m.start + m.count):
+            self._set(m.region, region, start, stop, before, after)
+
+    def remembered(self) -> tuple[dict[int, str], list[Lost]]:
+        """What :meth:`recall` is to get, beside the regions: the names of nodes, and what is lost."""
+        names = {node for region in self._regions for *_, node in self._lost_runs(region)}
+        lost = [
+            Lost(region, 0, start, stop - start, self._names[node])
+            for region in self._regions
+            for start, stop, node in self._lost_runs(region)
+        ]
+        return {number: name for number, name in self._names.items() if number in names}, lost
+
+    def _lost_runs(self, number: int) -> Iterator[tuple[int, int, int]]:
+        for start, stop, holding in self._regions[number].table.touched_runs():
+            if self.holdings[holding].state == LOST:
+                yield start, stop, self.holdings[holding].owner
+
+    def found(self, node: int, number: int, start: int, stop: int, exclusive: bool) -> None:
+        """A node has these pages. Raises :class:`Violation` if that cannot be."""
+        region = self._regions[number]
+        if not start < stop <= region.pages:
+            self.rejected += 1
+            return
+        mine = 1 << node
+        for a, b, before in region.table.runs(start, stop):
+            held = self.holdings[before]
+            if held.copies and (exclusive or held.state != SHARED):
+                raise Violation(f"n{node} has pages that are {held} as well", number, a)
+            after = Holding(EXCLUSIVE, node, mine)
+            if not exclusive:
+                after = Holding(SHARED, held.owner if held.copies else node, held.copies | mine)
+            self._tell((self._now(), number, a, b, "found again", held, after, f"n{node}"))
+            self._set(number, region, a, b, before, self.holdings.number(after))
+
+    def lose_the_rest(self, number: int, node: int) -> None:
+        """Of a region, ``node``, which has gone, may have had any page that nobody has told of."""
+        region = self._regions[number]
+        lost = self.holdings.number(Holding(LOST, node, 0))
+        for start, stop, before in region.table.runs(0, region.pages):
+            if not before:
+                self._set(number, region, start, stop, before, lost)
+
+    def used_by(self, number: int, nodes: set[int]) -> None:
+        """These nodes may have asked for pages of a region."""
+        self._regions[number].users = sum(1 << node for node in nodes)
 
     # -- messages --------------------------------------------------------------------------------------
 
@@ -321,6 +395,13 @@ class PageMachine:
         if old != new:
             region.counts[old] -= stop - start
             region.counts[new] += stop - start
+            if new == LOST:
+                self._note_lost(number, start, stop, self.holdings[after])
+            elif old == LOST:
+                self.events.append((0, b"", Restore(number, 0, start, stop - start, 0)))
+
+    def _note_lost(self, number: int, start: int, stop: int, holding: Holding) -> None:
+        self.events.append((0, b"", Lost(number, 0, start, stop - start, self._names[holding.owner])))
 
     def _drain(self, number: int, region: _Region, index: int, out: Outgoing) -> None:
         """Start whatever of the queue nothing stands in the way of, in order of arrival."""

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from directory.machine import PageMachine
 from dsm import constants, errors, wire
 from dsm.story import text
+from dsm.wire import PAGES
 
 TICK_S: Final = 0.25
 """How often leases are to be looked at."""
-PAGES: Final = frozenset((wire.Request, wire.Done, wire.GaveUp, wire.Hurry))
-"""The kinds of message that the machine of pages takes."""
-
 Outgoing = list[tuple[bytes, wire.Message]]
 """Messages with the identity of the connection that each is for."""
 
 
 class Node:
-    """A member."""
+    """A member. ``session`` is the conversation in which it became one, ``identity`` that of now.
 
-    __slots__ = ("address", "applications", "deaf", "heard_s", "identity", "name", "number")
+    ``heard``: how many REMEMBERED messages have come from it. ``answers``: what it was told on tickets, as far as it is
+    not known to have read it; ``answers_read`` are the ones before.
+    """
+
+    __slots__ = (
+        "address", "answers", "answers_read", "applications", "deaf", "heard", "heard_s", "identity", "name", "number",
+        "session",
+    )  # fmt: skip
 
     def __init__(self, number: int, name: str, address: str, identity: bytes, now: float) -> None:
         self.number = number
         self.name = name
         self.address = address
-        self.identity = identity
+        self.identity = self.session = identity
+        self.heard = 0
+        self.answers: deque[wire.Message] = deque()
+        self.answers_read = 0
         self.applications = 0
         self.deaf = False  # it does not read what it is sent, and has missed something
         self.heard_s = now
@@ -50,6 +59,7 @@ class Members:
         self.news: list[str] = []
         self.connections_rejected = 0
         self._pages = pages
+        self.events = pages.events
         self._nodes: dict[int, Node] = {}
         self._by_identity: dict[bytes, Node] = {}
         self._rejected = 0
@@ -134,7 +144,10 @@ class Members:
 
     def _heartbeat(self, node: Node, m: wire.Heartbeat) -> Outgoing:
         node.applications = m.applications
-        return [(node.identity, wire.Lease(self._shard, m.beat))]
+        while node.answers and node.answers_read < m.heard:
+            node.answers.popleft()
+            node.answers_read += 1
+        return [(node.identity, wire.Lease(self._shard, m.beat, node.heard))]
 
     def _take_out(self, node: Node, reason: str) -> Outgoing:
         """Strike a node off, and tell the others."""

@@ -138,6 +138,10 @@ class Registry:
                     over[region.number] = told
         return over
 
+    def known_to(self, node: int) -> list[int]:
+        """The regions of which a node may keep pages."""
+        return [region.number for region in self.regions.values() if node in region.known]
+
     def _destroy_if_over(self, region: Region) -> set[int]:
         outlives = (region.kept and region.persists) or region.holders
         if region.nodes or (outlives and not region.unlinked):

@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from directory.cluster import Cluster
+from directory.journal import Journal
 from directory.members import TICK_S, Members, Outgoing
 from dsm import constants, daemon, errors, wire
 from dsm.listener import Listener
@@ -25,9 +26,12 @@ _STRANGER_BYTES_MAX: Final = 2 << 20
 
 
 class Directory:
-    """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any), the first of its ``shards``."""
+    """A directory that listens on ``address`` (``tcp://IP:PORT``, port ``*`` for any), the first of its ``shards``. If
+    it has a ``journal``, another can go on where this one ends."""
 
-    def __init__(self, address: str, shards: int = 1, trace: Trace | None = None) -> None:
+    def __init__(
+        self, address: str, shards: int = 1, trace: Trace | None = None, journal: Journal | None = None
+    ) -> None:
         around = trace.around if trace else untraced
         self._poller = Poller(around)
         self._now = around("decoded", time.monotonic)
@@ -37,6 +41,7 @@ class Directory:
         self._links = self._listener.links
         self.address = self._listener.address
         self._running = True
+        self._journal = journal
         try:
             self._cluster = self._machine(shards)
         except BaseException:
@@ -45,7 +50,11 @@ class Directory:
         self._listener.start(self._deliver, lambda link: self._cluster.is_member(link.name))
 
     def _machine(self, shards: int) -> Members:
-        return Cluster(self.address, time.monotonic(), self._story, shards, os.urandom(16).hex())
+        now = time.monotonic()
+        cluster = Cluster(self.address, now, self._story, shards, os.urandom(16).hex())
+        if self._journal is not None:
+            self._journal.begin(cluster, now)
+        return cluster
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""
@@ -66,6 +75,8 @@ class Directory:
     def _close(self) -> None:
         self._listener.close()
         self._poller.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def _turn(self) -> bool:
         cluster = self._cluster
@@ -93,6 +104,10 @@ class Directory:
             self._send(self._cluster.step(link.name, message, self._now()))
 
     def _send(self, outgoing: Outgoing) -> None:
+        if self._cluster.events:  # nobody is to learn what may be forgotten again
+            if self._journal is not None:
+                self._journal.note()
+            self._cluster.events.clear()
         for identity, message in outgoing:
             link = self._links.get(identity)
             if link is None:  # it has gone

@@ -105,6 +105,17 @@ class SyncMachine:
         del self._waiting.load[node]
         return [(to, message) for to, message in out if to != node]
 
+    def waits(self, node: int, ticket: int) -> bool:
+        """Will this ticket be answered?"""
+        if self._waiting.call(node, ticket) is not None:
+            return True
+        return any(isinstance(one, Lock) and one.asks(node, ticket) for one in self._named.values())
+
+    def recall_again(self, node: int) -> Outgoing:
+        """A node may have missed that others want its locks."""
+        locks = [one for one in self._named.values() if isinstance(one, Lock) and one.node == node]
+        return [message for lock in locks for message in lock.recall_again()]
+
     def status(self) -> dict[str, Any]:
         """What is known of primitives, for people to read; of very many, only the first."""
         told = islice(self._named.values(), _TOLD_MAX)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """First field of every message. A peer that speaks another version is refused by name."""
 
 # --- pages -------------------------------------------------------------------------------------
@@ -58,6 +58,8 @@ STOP_TIMEOUT_S: Final = 5.0
 
 CONTROL_BYTES_MAX: Final = 1 << 20
 """No answer of the directory is larger: one that would be is an error instead."""
+PACKED_BYTES_MAX: Final = CONTROL_BYTES_MAX // 2
+"""Of many numbers in one message, packed."""
 LOCAL_BYTES_MAX: Final = 128 << 10
 """One SEQPACKET message between an application and its node: below the default socket buffer."""
 

@@ -64,12 +64,14 @@ def start_directory(
     *,
     shards: int = 1,
     shard_of: str | None = None,
+    state: Path | None = None,
     with_parent: bool = True,
     trace: Path | None = None,
     stderr: Output = None,
 ) -> Service:
     """Start a directory, the first of ``shards``, or one more of the one at ``shard_of``, and wait until it answers.
 
+    ``state``: the file from which another goes on if this one is killed, or ends.
     ``trace``: the file for its record of what it did when (:mod:`dsm.trace`).
     ``with_parent``: it ends when the *thread* that called this ends (the kernel's rule for PR_SET_PDEATHSIG).
     Raises the error the directory names, or :class:`~dsm.errors.DirectoryUnreachable` if it dies or stays silent.
@@ -79,6 +81,8 @@ def start_directory(
         arguments += ["--shards", str(shards)]
     if shard_of is not None:
         arguments += ["--shard-of", shard_of]
+    if state is not None:
+        arguments += ["--state", str(state)]
     if with_parent:
         arguments.append("--with-parent")
     return _start("directory", arguments, stderr)

@@ -36,6 +36,10 @@ Wait = Annotated[int, Bounds(0, 2)]
 Name = Annotated[str, Bounds(1, constants.NAME_CHARS_MAX)]
 _TEXT_CHARS_MAX: Final = 4096
 Text = Annotated[str, Bounds(0, _TEXT_CHARS_MAX)]
+SessionName = Annotated[bytes, Bounds(16, 16)]
+"""Of the conversation in which a node became a member: only it and the directory know it (:mod:`dsm.session`)."""
+Packed = Annotated[bytes, Bounds(0, constants.PACKED_BYTES_MAX)]
+"""Many numbers, little-endian."""
 Options = Annotated[dict[str, Any], Bounds(0, 64)]
 """Region options travel as a map, so that later ones need no new message."""
 
@@ -289,17 +293,20 @@ class MemberLeft(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """``beat`` numbers the sender's heartbeats."""
+    """``beat`` numbers the sender's heartbeats; ``heard`` counts the answers (ANSWERS) that have come to it."""
 
     applications: U32
     beat: U32
+    heard: U64
 
 
 class Lease(NamedTuple):
-    """The answer to a Heartbeat: ``shard`` of the directory counts the node as a member for a lease from then on."""
+    """The answer to a Heartbeat: ``shard`` of the directory counts the node as a member for a lease from then on, and
+    remembers what has come of the ``heard`` first messages (REMEMBERED) of it."""
 
     shard: U8
     beat: U32
+    heard: U64
 
 
 class Leave(NamedTuple):
@@ -310,6 +317,65 @@ class Fenced(NamedTuple):
     """The sender of the message just received is no member (any more): it must stop."""
 
     reason: Text
+
+
+# --- a directory that begins again (node -> directory, and back) ----------------------------------------
+
+
+class Rejoin(NamedTuple):
+    """The directory has forgotten the sender's conversation: was it restarted? ``session``: that of its Join."""
+
+    node: U16
+    session: SessionName
+
+
+class Rejoined(NamedTuple):
+    """It was, and remembers what has come of the ``heard`` first messages (REMEMBERED) of the node: say the later ones
+    again, and then what is still Awaited. ``epoch`` is this beginning of it, a number that nobody else can guess."""
+
+    heard: U64
+    epoch: U32
+
+
+class Awaited(NamedTuple):
+    """The ``tickets`` (u32) that are to be answered still, but for those of what was just said again."""
+
+    tickets: Packed
+
+
+class Flush(NamedTuple):
+    """All are there again: send what is owed to peers, and last Flushed. ``nodes`` (u16): who is a member."""
+
+    epoch: U32
+    nodes: Packed
+
+
+class Flushed(NamedTuple):
+    """To a peer, on each of the two connections (``bulk``): nothing that was ordered before is still to come on it."""
+
+    epoch: U32
+    sender: U16
+    bulk: Flag
+
+
+class Have(NamedTuple):
+    """Pages that the sender has, or none of a region that it knows. ``runs``: (first page u64, count u32) each."""
+
+    region: U32
+    exclusive: Flag
+    runs: Packed
+
+
+class Rebuilt(NamedTuple):
+    """There are no more: the sender has told the directory of all pages."""
+
+    epoch: U32
+
+
+class GoOn(NamedTuple):
+    """Every node has: pages may be asked for."""
+
+    epoch: U32
 
 
 # --- questions with one answer, in both worlds (node -> directory, application -> node) ---------------
@@ -610,11 +676,23 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
     Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset, Lease,
+    Rejoin, Rejoined, Awaited, Flush, Flushed, Have, Rebuilt, GoOn,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 
 Message = tuple[Any, ...]
 """Any of MESSAGES."""
+
+PAGES: Final = frozenset((Request, Done, GaveUp, Hurry))
+"""What a node says to the directory of pages."""
+REMEMBERED: Final = frozenset((
+    Open, Keep, Hold, Close, Unlink, Acquire, Post, Enroll, Arrive, BarrierReset, Inspect, Forget, Cancel, Return,
+    Holds, Gone,
+))  # fmt: skip
+"""What a node says to the directory of all else: where a directory can begin again, it has written it down before
+anybody learns what came of it. Both ends count it."""
+ANSWERS: Final = frozenset((Opened, Failure, Answer, Granted, Cancelled))
+"""What the directory says on a ticket of a node."""
 
 
 def _layout(cls: type[Any]) -> Layout:

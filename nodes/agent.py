@@ -25,6 +25,7 @@ from nodes.applications import Applications
 from nodes.links import Links
 from nodes.memory import Mapping
 from nodes.pager import Pager
+from nodes.rebuild import Rebuild
 from nodes.tenure import Tenure
 from nodes.tracing import TracedOutlets, TracedUserfaultfd
 
@@ -92,12 +93,16 @@ class Agent:
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
         self._tenure = Tenure(self.links.shards, self.started_s, self.pager, self.applications, log.warning)
+        self._rebuild = Rebuild(self.links, self.pager, self.applications, self._fence, log.warning)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: self.links.member,
-            wire.MemberLeft: self.pager.member_left,
+            wire.MemberLeft: self._member_left,
             wire.Fenced: lambda m: self._fence(m.reason),
             wire.Destroy: lambda m: self.pager.destroy(m.region),
             wire.Recall: lambda m: self.applications.recall(m),
+            wire.Rejoined: self._rebuild.rejoined,
+            wire.Flush: self._rebuild.flush,
+            wire.GoOn: self._rebuild.go_on,
         }
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -126,7 +131,7 @@ class Agent:
         away."""
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
-        links.start(self._from_directory, self._from_peer, self._fence)
+        links.start(self._from_directory, self._from_peer, self._forgotten)
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )
@@ -208,6 +213,10 @@ class Agent:
                 return
         elif kind is wire.Ack and not payload:
             self.pager.step(message)
+        elif kind is wire.Flushed and not payload:
+            if not self._rebuild.flushed(message):  # type: ignore[arg-type]
+                self.rejected += 1
+                return
         else:
             self.rejected += 1
             return
@@ -223,6 +232,7 @@ class Agent:
         kind = type(message)
         if kind is wire.Lease:
             self._tenure.renewed(message, time.monotonic())  # type: ignore[arg-type]
+            self.links.heard(message)  # type: ignore[arg-type]
         elif self._tenure.suspended and kind is not wire.Fenced:
             self._tenure.hold_back(partial(self._directory_said, message))
         else:
@@ -232,13 +242,25 @@ class Agent:
         kind = type(message)
         if kind in self._messages:
             self._messages[kind](message)
-        elif kind in self.applications.answers:
+        elif kind in wire.ANSWERS:
             self.applications.answered(message)
         elif kind in self.pager.machine.messages:
             self.pager.step(message)
         else:
             self.rejected += 1
             log.error("the directory sent what it should not: %s", kind.__name__)
+
+    def _member_left(self, m: wire.MemberLeft) -> None:
+        self.pager.member_left(m)
+        self._rebuild.member_left(m.node)
+
+    def _forgotten(self, why: str) -> None:
+        """The directory does not know the conversation with this node."""
+        if self.links.shards > 1:  # such a directory cannot begin again
+            self._fence(why)
+        else:
+            self._rebuild.begin()
+            self._next_heartbeat_s = 0.0
 
     def _fence(self, reason: str) -> None:
         """The others go on without this node: nothing here may be read or written any more."""

@@ -102,9 +102,6 @@ class _Prefetch:
 class Applications:
     """All connections of one agent. ``any_user``: whoever may open the socket may use it, else its owner and root."""
 
-    answers = frozenset((wire.Opened, wire.Failure, wire.Answer, wire.Granted, wire.Cancelled))
-    """The kinds of message of the directory that belong to a ticket here."""
-
     def __init__(self, agent: Agent, listener: socket.socket, any_user: bool) -> None:
         self._agent = agent
         self._listener = listener
@@ -120,6 +117,7 @@ class Applications:
         self._postponed: list[tuple[_Connection, wire.Acquire]] = []
         self._served_any = False
         self._last_ticket = 0
+        self.heard = 0  # answers of the directory that have come, in its conversation of now
         # Who asked, what to do with the answer, and when it was asked (for ever, where a wait may last).
         self._tickets: dict[int, tuple[_Connection, Callable[[_Connection, Any], None], float]] = {}
         self._handlers: dict[type[Any], Callable[[_Connection, Any, list[int]], None]] = {
@@ -317,7 +315,7 @@ class Applications:
     # -- tickets -----------------------------------------------------------------------------------------
 
     def _to_directory(self, message: wire.Message) -> None:
-        self._agent.links.send(wire.DIRECTORY, message)
+        self._agent.links.tell(message)
 
     def _ask(self, connection: _Connection, message: Any, then: Callable[[_Connection, Any], None]) -> int:
         """Send a message to the directory under a new ticket; ``then`` gets the answer."""
@@ -331,6 +329,7 @@ class Applications:
 
     def answered(self, message: Any) -> None:
         """The directory has answered a ticket."""
+        self.heard += 1
         asked = self._tickets.pop(message.ticket, None)
         if asked is not None:
             connection, then, _ = asked
@@ -338,6 +337,13 @@ class Applications:
             then(connection, message)
         elif type(message) is wire.Opened:  # too late: nobody waits for it any more
             self._to_directory(wire.Close(message.region, 1))
+
+    def awaited(self, again: list[Any]) -> list[int]:
+        """Another conversation with the directory begins: the tickets that are still to be answered, but for those of
+        messages that are said ``again``."""
+        self.heard = 0
+        said = {message.ticket for message in again if hasattr(message, "ticket") and type(message) is not wire.Cancel}
+        return [ticket for ticket in self._tickets if ticket not in said]
 
     def _pass(self, connection: _Connection, answer: Any) -> None:
         """Hand the directory's answer to the application as it is; a bare success is told as Ready."""

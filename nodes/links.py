@@ -10,7 +10,7 @@ from dsm import asking, route, wire
 from dsm.listener import Listener
 from dsm.poller import Poller
 from dsm.stream import Caller, Deliver, Link
-from nodes.outgoing import Outgoing
+from nodes.outgoing import Muted, Outgoing, Said
 
 log = logging.getLogger("dsm.node")
 
@@ -61,7 +61,9 @@ class Links:
         self._callers: dict[int, Caller] = {}  # by node id
         self._bulk: dict[int, Caller] = {}
         self._shards: list[_Shard] = []  # of the directory
+        self._deliver: Told
         self._lost: Callable[[str], None] = lambda why: None
+        self.said: Final = Said()
         self._listener = Listener(poller, listen)
         try:
             self.address = route.reachable(self._listener.address, directory)
@@ -74,6 +76,7 @@ class Links:
             raise
         self.shards = len(self._shards)
         self._first = self._shards[0].outgoing
+        self._session = self._shards[0].caller.name
 
     def _join(self, name: str) -> int:
         shard, answer = self._ask(self.directory_address, wire.Join(name, self.address), (wire.Shards, wire.Welcome))
@@ -99,7 +102,8 @@ class Links:
         from_peer: Deliver,
         lost: Callable[[str], None],
     ) -> None:
-        """Deliver what comes from now on. ``lost``: why the directory does not know this node any more."""
+        """Deliver what comes from now on. ``lost``: why the directory does not know this conversation any more."""
+        self._deliver = from_directory
         self._lost = lost
         for shard in self._shards:
             shard.start(from_directory)
@@ -148,6 +152,25 @@ class Links:
         for caller in (*self._callers.values(), *self._bulk.values()):
             caller.close()
 
+    def rejoin(self) -> None:
+        """Begin another conversation with the directory, as the node that this is; of pages nothing is said in it
+        before :meth:`go_on`."""
+        first = self._shards[0]
+        first.caller.close()
+        self._shards[0] = first = _Shard(self._poller, self.directory_address, self._broken)
+        first.start(self._deliver)
+        first.outgoing = self._first = Muted()
+        first.send([wire.Rejoin(self.node, self._session)])
+
+    def go_on(self) -> None:
+        """The directory understands everything again."""
+        self._shards[0].outgoing = self._first = Outgoing()
+
+    @property
+    def peers(self) -> list[int]:
+        """The other nodes, as far as they are known here."""
+        return list(self._members)
+
     def member(self, m: wire.Member) -> None:
         """A peer is there; it is connected to when something is first sent to it."""
         self._members[m.node] = m.address
@@ -170,6 +193,17 @@ class Links:
             shard = self._shards[-to]
             shard.send(shard.outgoing.send(message))
 
+    def tell(self, message: wire.Message) -> None:
+        """A message to the directory that is not about pages: it comes there though that may be restarted."""
+        if type(message) in wire.REMEMBERED:
+            self.said.add(message)
+        self.send(wire.DIRECTORY, message)
+
+    def heard(self, m: wire.Lease) -> None:
+        """The directory tells how much of what was said to it is not to be said again."""
+        if m.shard == 0:
+            self.said.heard(m.heard)
+
     def send_to_shards(self, message: wire.Message) -> None:
         """A message to every shard of the directory."""
         for shard in self._shards:
@@ -188,8 +222,9 @@ class Links:
             if shard.outgoing.waits is not None:
                 shard.send(shard.outgoing.flush())
 
-    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
-        """Page data to a peer; ``bulk``: on the connection where it delays nothing that somebody waits for."""
+    def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None:
+        """Page data, or what has to come after it, to a peer; ``bulk``: on the connection where it delays nothing that
+        somebody waits for."""
         callers = self._bulk if bulk else self._callers
         caller = callers.get(to) or self._caller(callers, to)
         if caller is not None:

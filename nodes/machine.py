@@ -259,11 +259,19 @@ class NodeMachine:
         not lost stay as they are. Finished comes when that is done."""
         region = self._regions[number]
         self._cause = "a reset"
+        prefetch = Prefetch(set(range(start, stop)), RESET, waiter)
+        effects = self._reset(region, start, stop, prefetch)
+        if prefetch.owed:
+            region.prefetches.append(prefetch)
+        return effects
+
+    def _reset(self, region: _Region, start: int, stop: int, reset: Prefetch) -> list[Effect]:
+        """Ask for what is owed of ``[start, stop)`` and may be lost; the rest is not."""
         runs = [(a, b) for a, b, state in region.table.runs(start, stop) if state in (ABSENT, LOST)]
-        if not runs:
-            return [Finished(waiter)]
-        region.prefetches.append(Prefetch({page for a, b in runs for page in range(a, b)}, RESET, waiter))
-        return [self._ask(region, a, b, RESET, FAULT, None) for a, b in runs]
+        asks = [run for a, b in runs for run in _runs(reset.owed, a, b)]
+        reset.owed = {page for a, b in asks for page in range(a, b)}
+        effects: list[Effect] = [self._ask(region, a, b, RESET, FAULT, None) for a, b in asks]
+        return effects or [Finished(reset.waiter)]
 
     def lost(self, number: int, start: int, stop: int) -> tuple[int, int, str] | None:
         """The first run of pages in ``[start, stop)`` that this node knows to be lost, and with which node."""
@@ -320,6 +328,50 @@ class NodeMachine:
         region.asks[generation] = Ask(generation, start, stop, op, need, target)
         self._move(region, start, stop, pages.ASK[op])
         return Send(DIRECTORY, Request(region.number, generation, start, stop - start, op, need))
+
+    # -- a directory that begins again --------------------------------------------------------------------
+
+    def put_nothing_off(self) -> None:
+        """Forget what waits for a hold: who wanted it will ask again, and the page is still here."""
+        for region in self._regions.values():
+            region.deferred = []
+        self.deferred = 0
+
+    def report(self) -> list[tuple[int, bool, list[tuple[int, int]]]]:
+        """Everything that is here: region, whether exclusive, and ``(first page, count)`` of each run. Of every region
+        one entry at least."""
+        told: list[tuple[int, bool, list[tuple[int, int]]]] = []
+        for number, region in self._regions.items():
+            runs: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+            for start, stop, state in region.table.touched_runs():
+                if state & HELD:
+                    runs[state & EXCLUSIVE != 0].append((start, stop - start))
+            told += [(number, exclusive, some) for exclusive, some in runs.items() if some or not exclusive]
+        return told
+
+    def ask_again(self) -> list[Effect]:
+        """The directory knows of no request any more: forget them all, let who waits retry, and go on with explicit
+        prefetches and resets."""
+        effects: list[Effect] = []
+        self._cause = "the directory begins again"
+        for region in self._regions.values():
+            for start, stop, state in list(region.table.touched_runs()):
+                if state & PENDING:
+                    self._move(region, start, stop, pages.FORGET)
+            region.asks.clear()
+            waiting, region.waiters = region.waiters, {}
+            for page, waiters in waiting.items():
+                write = region.table.get(page) & EXCLUSIVE != 0
+                effects.append(Resume(region.number, page, write, waiters))
+            prefetches, region.prefetches = region.prefetches, []
+            for prefetch in prefetches:
+                owed = prefetch.owed
+                if prefetch.op == RESET:
+                    effects += self._reset(region, min(owed), max(owed) + 1, prefetch)
+                else:
+                    self._go_on(region, prefetch, min(owed), max(owed) + 1, effects)
+            region.prefetches += [prefetch for prefetch in prefetches if prefetch.owed]
+        return effects
 
     # -- messages ----------------------------------------------------------------------------------------
 

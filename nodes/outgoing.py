@@ -1,4 +1,4 @@
-"""In what order messages go to the directory: pure.
+"""In what order messages go to the directory, and which of them are to be said again to one that was restarted: pure.
 
 A thread waits for the answer to a Request, but only others, if anybody, for what a Done lets go on. So a Done waits for
 a moment, and goes with the next Request, behind it, if there is one by then.
@@ -6,7 +6,9 @@ a moment, and goes with the next Request, behind it, if there is one by then.
 
 from __future__ import annotations
 
-from dsm.wire import Done, Message, Request
+from collections import deque
+
+from dsm.wire import PAGES, Done, Message, Request
 
 
 class Outgoing:
@@ -31,6 +33,42 @@ class Outgoing:
         """The moment is over: what to send now."""
         done, self.waits = self.waits, None
         return [done] if done is not None else []
+
+
+class Muted(Outgoing):
+    """While a directory begins again: of pages nothing is said that it could not understand."""
+
+    __slots__ = ()
+
+    def send(self, message: Message) -> list[Message]:
+        return [] if type(message) in PAGES else [message]
+
+
+class Said:
+    """Messages (REMEMBERED) that the directory is not known to have written down, and how many there were before."""
+
+    __slots__ = ("_before", "_messages")
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._messages: deque[Message] = deque()
+
+    def add(self, message: Message) -> None:
+        """It is said."""
+        self._messages.append(message)
+
+    def heard(self, count: int) -> None:
+        """So many have been written down."""
+        while self._before < count and self._messages:
+            self._messages.popleft()
+            self._before += 1
+
+    def unheard(self, count: int) -> list[Message] | None:
+        """Of which the first ``count`` are known to a directory: the others. None if it has forgotten some."""
+        if count < self._before:
+            return None
+        self.heard(count)
+        return list(self._messages)
 
 
 def may_overtake(message: Message, done: Message) -> bool:

@@ -26,7 +26,7 @@ class Outlets(Protocol):
     """What the pager needs of :class:`nodes.links.Links`."""
 
     def send(self, to: int, message: wire.Message) -> None: ...
-    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None: ...
+    def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None: ...
     def takes_bulk(self, node: int) -> bool: ...
     def member_left(self, node: int) -> None: ...
 
@@ -66,7 +66,8 @@ class Pager:
         self._tell = tell
         self._finished = finished
         self._over: list[Any] = []  # waiters whose prefetch has just come
-        self._suspended = False
+        self._put_off = False  # faults are not to be served now
+        self._frozen: list[tuple[Mapping, list[tuple[int, int]]]] | None = None  # they are to be served later
         self._served: Mapping | None = None  # whose threads the last Install has woken
         self._effects: dict[type[Any], Callable[[Any], None]] = {
             effects.Install: self._install,
@@ -115,15 +116,36 @@ class Pager:
 
     def suspend(self) -> None:
         """No page may be read or written here until :meth:`resume`; nor may the caller have anything done with one."""
-        self._suspended = True
+        self._put_off = True
         for region in self.regions.values():
             region.withhold()
 
     def resume(self) -> None:
         """Go on where :meth:`suspend` has stopped."""
-        self._suspended = False
+        self._put_off = self._frozen is not None
         for region in self.regions.values():
             region.give_back()
+
+    def freeze(self) -> None:
+        """There is no directory to ask: faults are served at :meth:`thaw`."""
+        self._put_off = True
+        self._frozen = self._frozen or []
+
+    def bring_out(self) -> None:
+        """Send everything that others were to get from here by word of the directory as it was."""
+        self.machine.put_nothing_off()
+        while (frame := self.bulk.next(lambda _: True)) is not None:
+            if not self._is_void(frame):
+                self._send_pages(self.regions[frame.fetch.region], *frame, True)
+
+    def thaw(self) -> None:
+        """There is a directory, and it knows of everything that is here, but of no request."""
+        frozen, self._frozen = self._frozen or [], None
+        self._put_off = False
+        self.run(self.machine.ask_again())
+        for mapping, faults in frozen:
+            if mapping in mapping.region.mappings:
+                self._serve(mapping, faults)
 
     def withdraw(self) -> None:
         """This node leaves: nothing here may be read or written any more."""
@@ -151,11 +173,16 @@ class Pager:
 
     def faults(self, mapping: Mapping) -> None:
         """Serve whatever faults an application has now."""
+        faults = self._read_faults(mapping)
+        if not self._put_off:
+            self._serve(mapping, faults)
+        elif self._frozen is not None:
+            self._frozen.append((mapping, faults))
+        # else they will be told again
+
+    def _serve(self, mapping: Mapping, faults: list[tuple[int, int]]) -> None:
         region = mapping.region
         now = self._now_ns()
-        faults = self._read_faults(mapping)
-        if self._suspended:  # they will be told again
-            return
         for flags, address in faults:
             page = (address - mapping.address) // region.page_size
             if not 0 <= page < region.pages:  # of a range that is none of ours; nobody will serve it

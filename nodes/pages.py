@@ -53,6 +53,21 @@ CLOSE: Final = Rule("done", {SHARED | READING: SHARED, EXCLUSIVE | WRITING: EXCL
 UPGRADE: Final = Rule("granted without data", {SHARED | WRITING: EXCLUSIVE})
 REFUSE: Final = Rule("refused", {WRITING: ABSENT, SHARED | EVICTING: SHARED, EVICTING: ABSENT, RESETTING: ABSENT})
 GIVE_UP: Final = Rule("given up, the owner has gone", {READING: ABSENT, WRITING: ABSENT})
+FORGET: Final = Rule(
+    "no longer asked for, the directory begins again",
+    {
+        READING: ABSENT,
+        WRITING: ABSENT,
+        EVICTING: ABSENT,
+        SHARED | READING: SHARED,
+        SHARED | WRITING: SHARED,
+        SHARED | EVICTING: SHARED,
+        EXCLUSIVE | WRITING: EXCLUSIVE,
+        RESETTING: ABSENT,
+        LOST | RESETTING: LOST,
+    },
+)
+"""What was asked of it is void."""
 LOSE: Final = Rule("lost", {READING: LOST, WRITING: LOST})
 RESTORE: Final = Rule("no longer lost", {LOST: ABSENT, LOST | RESETTING: RESETTING})
 """Some node has asked for it to begin anew."""
@@ -73,7 +88,7 @@ INVALIDATE: Final = Rule("invalidated", {SHARED: ABSENT, SHARED | WRITING: WRITI
 
 RULES: Final = (
     *ASK.values(), COMPLETE, ARRIVE, ARRIVE_ALONE, AWAIT, ALONE, CLOSE, UPGRADE, REFUSE, GIVE_UP, LOSE, DROP, SUPPLY,
-    HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE,
+    HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE, FORGET,
 )  # fmt: skip
 
 STATES: Final = tuple(sorted({state for rule in RULES for pair in rule.next.items() for state in pair}))

@@ -34,7 +34,7 @@ class Tenure:
 
     def heartbeat(self, now: float) -> wire.Heartbeat:
         """What to tell the directory now."""
-        return wire.Heartbeat(self._applications.processes(), self._lease.beat(now))
+        return wire.Heartbeat(self._applications.processes(), self._lease.beat(now), self._applications.heard)
 
     def left_s(self, now: float) -> float:
         """How long the lease still runs."""

@@ -29,7 +29,7 @@ LAYOUT = """
     Welcome(node)
     Member(node, name, address)
     MemberLeft(node, reason)
-    Heartbeat(applications, beat)
+    Heartbeat(applications, beat, heard)
     Leave()
     Fenced(reason)
     Failure(ticket, error, text)
@@ -73,9 +73,17 @@ LAYOUT = """
     Hold(region, on)
     Restore(region, generation, start, count, requester)
     Reset(start, stop)
-    Lease(shard, beat)
+    Lease(shard, beat, heard)
+    Rejoin(node, session)
+    Rejoined(heard, epoch)
+    Awaited(tickets)
+    Flush(epoch, nodes)
+    Flushed(epoch, sender, bulk)
+    Have(region, exclusive, runs)
+    Rebuilt(epoch)
+    GoOn(epoch)
 """
-"""Version 3 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
+"""Version 4 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
 
 LIMITS: dict[Any, tuple[type, int, int]] = {
@@ -89,6 +97,8 @@ LIMITS: dict[Any, tuple[type, int, int]] = {
     wire.Wait: (int, 0, 2),
     wire.Name: (str, 1, 255),
     wire.Text: (str, 0, 4096),
+    wire.SessionName: (bytes, 16, 16),
+    wire.Packed: (bytes, 0, constants.PACKED_BYTES_MAX),
     wire.Options: (dict, 0, 64),
 }
 """Of each annotation: the type, and the lowest and highest value or length."""
@@ -107,6 +117,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     kind, low, high = LIMITS[annotation]
     if kind is int:
         return st.integers(low, high)
+    if kind is bytes:
+        return st.binary(min_size=low, max_size=min(high, 100))
     if kind is str:
         return st.text(st.characters(exclude_categories=["Cs"]), min_size=low, max_size=high)
     return st.booleans() if kind is bool else st.dictionaries(STRINGS, VALUES, max_size=high)
@@ -155,7 +167,7 @@ every_field = pytest.mark.parametrize(
 def test_kinds_and_fields_are_where_they_always_were() -> None:
     pinned = LAYOUT.split("\n")[1:-1]
     now = [f"    {cls.__name__}({', '.join(cls._fields)})" for cls in wire.MESSAGES]
-    assert constants.PROTOCOL_VERSION == 3
+    assert constants.PROTOCOL_VERSION == 4
     assert now[: len(pinned)] == pinned
 
 
@@ -169,9 +181,9 @@ def test_no_message_is_listed_twice() -> None:
 
 def test_bytes_on_the_wire() -> None:
     request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
-    assert wire.encode(request) == bytes.fromhex("98 03 00 03 07 cf0000010000000000 10 01 01")
-    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 03 15 05 a4") + b"grid"
-    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 03 25")
+    assert wire.encode(request) == bytes.fromhex("98 04 00 03 07 cf0000010000000000 10 01 01")
+    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 04 15 05 a4") + b"grid"
+    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 04 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
     assert (wire.FAULT, wire.GUESS, wire.PREFETCH) == (0, 1, 2)
 

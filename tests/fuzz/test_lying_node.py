@@ -262,7 +262,7 @@ def test_what_nobody_reads_is_bounded(is_member: bool, monkeypatch: pytest.Monke
             until(lambda: not directory._cluster._nodes, "the end of its membership")
             assert max(link.unacknowledged_bytes for link in directory._links.values()) == most[-1]
             if is_member:
-                deaf.tell(wire.Heartbeat(0, 1))  # what was kept is read at last, then the end
+                deaf.tell(wire.Heartbeat(0, 1, 0))  # what was kept is read at last, then the end
                 assert deaf.hear(wire.Answer)
     finally:
         directory.stop()

@@ -21,7 +21,7 @@ class Recorder:
     def send(self, to: int, message: wire.Message) -> None:
         self.sent.append(message)
 
-    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
+    def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None:
         raise AssertionError("no pages are asked for")
 
     def takes_bulk(self, node: int) -> bool:

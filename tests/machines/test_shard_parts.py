@@ -165,7 +165,7 @@ def test_a_node_that_one_shard_loses_is_lost_at_all() -> None:
             two.say(1, Request(1, 5, page, 1, WRITE, 0), at)
         two.now = LEASE_S + 1
         for node, at in ((2, 0), (2, 1), (1, 1 - shard)):
-            two.say(node, Heartbeat(0, 1), at)
+            two.say(node, Heartbeat(0, 1, 0), at)
         machine = two.second if shard else two.first
         machine.due_s = two.now  # it was not itself that slept
         two.sort(machine.tick(two.now))
@@ -173,7 +173,7 @@ def test_a_node_that_one_shard_loses_is_lost_at_all() -> None:
         for at, page in ((0, HERE), (1, THERE)):
             assert [m.node for m in two.heard(2, at) if isinstance(m, MemberLeft)] == [1]
             assert two.say(2, Request(1, 9, page, 1, WRITE, 0), at) == [Lost(1, 9, page, 1, "n1")]
-            assert isinstance(two.say(1, Heartbeat(0, 1), at)[0], Fenced)
+            assert isinstance(two.say(1, Heartbeat(0, 1, 0), at)[0], Fenced)
 
 
 def test_a_node_that_is_gone_before_it_came_to_a_shard_is_not_taken_in_there() -> None:

@@ -91,8 +91,9 @@ OMITTED: Final[dict[str, frozenset[str]]] = {
     for name, fields in {
         # Not state: who it is, constants, what only tells the story. ``late`` and ``rejected`` are looked at after
         # every step, and begin at 0 again. ``holdings`` is in the tables and transactions, written out.
+        # ``events`` are for whoever keeps them.
         "nodes.NodeMachine": "me late messages story _number _tell _now _cause _handlers",
-        "directory.PageMachine": "holdings transactions rejected story _tell _now _sweep_at _shard _shards",
+        "directory.PageMachine": "holdings transactions rejected events story _tell _now _sweep_at _shard _shards",
     }.items()
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from directory.cluster import TICK_S, Cluster
 from dsm import constants, wire
 
+from . import inside
 from .host import Host
 from .kernel import Kernel, KernelNoise
 from .network import DIRECTORY, Channel, Deliver, Network, Packet
@@ -22,13 +24,18 @@ if TYPE_CHECKING:
 
 
 class DirectoryHost:
-    """The directory's shell on the simulated clock, as directory/service.py is on a real one."""
+    """The directory's shell on the simulated clock, as directory/service.py is on a real one, with what
+    directory/journal.py keeps: a snapshot and the events since."""
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.machine = Cluster("tcp://10.0.0.1:7400", 0.0)
         self.stopped_until = 0
+        self.was_beginning = False  # when it last did something, it did not know yet where the pages are
+        self.epoch = 1
+        self._snapshot = pickle.dumps(self.machine.remembered())
+        self._events: list[tuple[int, bytes, bytes]] = []
         self._queue: deque[tuple[int, bytes]] = deque()
         self._scheduled = False
         self.world.periodically(int(TICK_S * S), self._tick)
@@ -36,6 +43,31 @@ class DirectoryHost:
     def receive(self, channel: Channel, packet: Packet) -> None:
         self._queue.append((channel.source, packet.data))
         self._schedule()
+
+    def restart(self, downtime: int) -> None:
+        """It is killed, and another begins in its place after a while."""
+        self._queue.clear()
+        self.epoch += 1
+        self.stopped_until = max(self.stopped_until, self.world.now + downtime)
+        self.machine = machine = Cluster("tcp://10.0.0.1:7400", 0.0)
+        now = self.stopped_until / S
+        machine.recall(pickle.loads(self._snapshot), now)
+        for node, session, message in self._events:
+            machine.again((node, session, wire.decode(message)), now)
+        machine.begin_again(self.epoch, now)
+        machine.events.clear()
+        machine.due_s = now
+        if self.world.chance.random() < 0.5:
+            self._take_snapshot()
+
+    def note_events(self) -> None:
+        """Write down what has happened, before anybody is told."""
+        self._events += [(node, session, wire.encode(message)) for node, session, message in self.machine.events]
+        self.machine.events.clear()
+
+    def _take_snapshot(self) -> None:
+        self._snapshot = pickle.dumps(self.machine.remembered())
+        self._events.clear()
 
     def _schedule(self) -> None:
         if self._queue and not self._scheduled:
@@ -47,18 +79,24 @@ class DirectoryHost:
         if self.world.now < self.stopped_until:
             self._schedule()
             return
+        if not self._queue:  # it was killed meanwhile
+            return
         source, data = self._queue.popleft()
-        self.act(self.machine.step(identity(source), wire.decode(data), self.world.now / S))
+        host = self.cluster.hosts[source]
+        self.was_beginning = inside.is_beginning_again(self.machine)
+        self.act(self.machine.step(identity(source, host.links.conversation), wire.decode(data), self.world.now / S))
         self._schedule()
 
     def _tick(self) -> None:
         now = self.world.now
         if now >= self.stopped_until and now / S >= self.machine.due_s:
+            self.was_beginning = inside.is_beginning_again(self.machine)
             self.act(self.machine.tick(now / S))
         self.world.periodically(int(TICK_S * S), self._tick)
 
     def act(self, outgoing: list[tuple[bytes, wire.Message]]) -> None:
         """Send what the machine wants to be sent, and take note of who is out."""
+        self.note_events()
         for line in self.machine.news:
             self.world.note("directory: %s", line)
             if "is gone" in line:
@@ -66,17 +104,17 @@ class DirectoryHost:
         self.machine.news.clear()
         for to, message in outgoing:
             host = self.cluster.hosts.get(number(to))
-            if host is not None:
+            if host is not None and to == identity(host.number, host.links.conversation):
                 self.cluster.network.channel(DIRECTORY, host.number, False, host.from_directory).send(message)
 
 
-def identity(host: int) -> bytes:
-    """How the directory's socket names a host's connection."""
-    return f"connection {host}".encode()
+def identity(host: int, conversation: int) -> bytes:
+    """The name of a host's conversation with the directory: 16 bytes."""
+    return f"speaks {host:4} {conversation:4}".encode()
 
 
 def number(name: bytes) -> int:
-    """The host with that connection."""
+    """The host that has that conversation."""
     return int(name.split()[1])
 
 
@@ -107,21 +145,33 @@ class SimulatedCluster:
     def _join(self, tell: Callable[[list[tuple[bytes, wire.Message]]], None]) -> Host:
         new = len(self.hosts) + 1
         out = self.directory.machine.step(
-            identity(new), wire.Join(f"n{new}", f"tcp://10.0.0.1:{new}"), self.world.now / S
+            identity(new, 1), wire.Join(f"n{new}", f"tcp://10.0.0.1:{new}"), self.world.now / S
         )
         welcome = out.pop(0)[1]
         if welcome != wire.Welcome(new):
             raise SimulationError(f"a node that joins was answered with {welcome}")
         host = self.hosts[new] = Host(self, new)
         self._members.add(new)
+        self.directory.note_events()
         tell(out)
         return host
+
+    def restart_directory(self, downtime: int) -> None:
+        """The directory is killed. What it had sent may arrive or not; what was sent to it does not."""
+        self.directory.restart(downtime)
+        for host in self.hosts.values():
+            self.network.forget(host.number, DIRECTORY)
+            host.links.directory_died(self.network.leave_on_its_way(DIRECTORY, host.number))
+            if host.serving:
+                self.world.at(self.directory.stopped_until + self.world.spread(20 * US, 2 * S), host.forgotten)
 
     def is_out(self, node: int, silent: bool) -> None:
         """The directory no longer counts a node as a member. If it does not know, what it reads may be old from now on;
         one that has left has taken every page away before it said so."""
         host = self.hosts[node]
         self.oracle.departed(host)
+        if self.directory.was_beginning:
+            self.oracle.took_the_rest(host)
         self._members.discard(node)
         if host.serving:
             host.trusted = False

@@ -8,12 +8,15 @@ from typing import Final
 
 from dsm.constants import LEASE_S
 
+from . import inside
 from .cluster import SimulatedCluster
 from .host import Host
 from .network import DIRECTORY, Channel
 from .world import MS, US, S
 
 _LEASE: Final = int(LEASE_S * S)
+_REBUILT_MAX: Final = 64
+"""Nodes of a cluster whose directory may begin again: each tells each other that it has."""
 
 
 class Faults:
@@ -114,6 +117,15 @@ class Faults:
         directory.stopped_until = max(directory.stopped_until, self._world.now + duration)
         self._heal_after(duration, lambda: None)
 
+    def _restarted_directory(self, host: Host, _: list[Host]) -> None:
+        """It is killed, and begins again: nobody may notice anything but a pause, unless a node is away for long."""
+        if len(self._cluster.hosts) > _REBUILT_MAX:
+            return
+        self._count("restarted directory", host)
+        downtime = self._world.spread(20 * US, 2 * _LEASE)
+        self._cluster.restart_directory(downtime)
+        self._heal_after(downtime, lambda: None)
+
     def _killed_process(self, host: Host, _: list[Host]) -> None:
         processes = [process for process in host.processes.values() if process.alive]
         if processes:
@@ -132,6 +144,8 @@ class Faults:
                 host.pager.run(host.pager.machine.evict(region.number, start, stop))
 
     def _joined(self, host: Host, _: list[Host]) -> None:
+        if inside.is_beginning_again(self._cluster.directory.machine):  # who comes then has to wait
+            return
         new = self._cluster.join()
         self._count("late node", new)
         if self._cluster.workloads:
@@ -175,6 +189,7 @@ MILD: Final[dict[str, Callable[[Faults, Host, list[Host]], None]]] = {
     "slow link": Faults._slow_link,
     "stopped agent": Faults._stopped_agent,
     "stopped directory": Faults._stopped_directory,
+    "restarted directory": Faults._restarted_directory,
     "eviction": Faults._evicted,
     "late node": Faults._joined,
 }

@@ -12,12 +12,13 @@ from nodes.agent import Agent
 from nodes.applications import Applications
 from nodes.memory import Mapping, RegionMemory
 from nodes.pager import Pager
+from nodes.rebuild import Rebuild
 from nodes.tenure import Tenure
 
 from .kernel import Pipe
 from .network import Channel, Links, Packet
 from .programs import Process, Thread
-from .world import US, S, SimulationError
+from .world import MS, US, S, SimulationError
 
 if TYPE_CHECKING:
     from .cluster import SimulatedCluster
@@ -92,10 +93,14 @@ class Host:
         self.listener = Listener()
         self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False)
         self.tenure = Tenure(1, self.started_s, self.pager, self.applications, self.world.note)
+        self._rebuild = Rebuild(self.links, self.pager, self.applications, self._fence, self.world.note)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
-            wire.MemberLeft: self.pager.member_left,
-            wire.Fenced: self._fence,
+            wire.MemberLeft: self._member_left,
+            wire.Fenced: lambda m: self._fence(m.reason),
+            wire.Rejoined: self._rebuild.rejoined,
+            wire.Flush: self._rebuild.flush,
+            wire.GoOn: self._rebuild.go_on,
             wire.Destroy: lambda m: self.pager.destroy(m.region),
             wire.Recall: lambda m: self.applications.recall(m),
         }
@@ -139,6 +144,21 @@ class Host:
         if self.serving:
             self._control.append(packet)
             self._soon()
+
+    def forgotten(self) -> None:
+        """A connection to the directory is made again, and that has forgotten the conversation."""
+        if not self.serving or not self.links.dead:
+            return
+        if self.world.now < self.stopped_until or self.busy or self._control:
+            self.world.at(max(self.world.now + MS, self.stopped_until), self.forgotten)
+            return
+        if self.cluster.directory.stopped_until > self.world.now:  # it was killed once more
+            self.world.at(self.cluster.directory.stopped_until + MS, self.forgotten)
+            return
+        self.links.hang_up()
+        with self.cluster.running(self):
+            self._rebuild.begin()
+            self.links.send_to_shards(self.tenure.heartbeat(self.world.now / 1e9))
 
     def readable(self, fd: int) -> None:
         """Something has come on a descriptor."""
@@ -212,6 +232,8 @@ class Host:
             assert packet.payload is not None
             if not self.pager.data(message, memoryview(bytearray(packet.payload))):
                 self.rejected += 1
+        elif type(message) is wire.Flushed:
+            self._rebuild.flushed(message)
         else:
             self.pager.step(message)
 
@@ -219,11 +241,12 @@ class Host:
         kind = type(message)
         if kind is wire.Lease:
             self.tenure.renewed(cast(wire.Lease, message), self.world.now / 1e9)
+            self.links.said.heard(cast(wire.Lease, message).heard)
         elif self.tenure.suspended and kind is not wire.Fenced:
             self.tenure.hold_back(partial(self._from_directory, message))
         elif kind in self._messages:
             self._messages[kind](message)
-        elif kind in self.applications.answers:
+        elif kind in wire.ANSWERS:
             self.applications.answered(message)
         else:
             self.pager.step(message)
@@ -241,7 +264,11 @@ class Host:
 
     # -- the end -------------------------------------------------------------------------------------------
 
-    def _fence(self, m: wire.Fenced) -> None:
+    def _member_left(self, m: wire.MemberLeft) -> None:
+        self.pager.member_left(m)
+        self._rebuild.member_left(m.node)
+
+    def _fence(self, _: str) -> None:
         self.world.note("n%d is fenced", self.number)
         self.end_applications = True
         self._leave()

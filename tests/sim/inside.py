@@ -24,6 +24,16 @@ def regions(directory: Cluster) -> list[int]:
     return sorted(directory._registry.regions)
 
 
+def sizes(directory: Cluster) -> dict[int, int]:
+    """How many pages each region has."""
+    return {number: region.pages for number, region in _pages(directory)._regions.items()}
+
+
+def is_beginning_again(directory: Cluster) -> bool:
+    """Does it wait for nodes to tell what they have?"""
+    return directory._recovery is not None
+
+
 def holding(directory: Cluster, region: int, page: int) -> tuple[int, int, int]:
     """State, owner and copyset of a page, as the directory has them."""
     known = _pages(directory)

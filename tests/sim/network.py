@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from dsm import wire
 from dsm.session import HEAD, Session
-from nodes.outgoing import Outgoing
+from nodes.outgoing import Muted, Outgoing, Said
 
 from .world import US, World
 
@@ -152,6 +152,13 @@ class Network:
                 channel.ended = True
                 channel.packets.clear()
 
+    def leave_on_its_way(self, source: int, to: int) -> Channel | None:
+        """The sender has died: some of what is under way arrives still, and nothing else on this connection."""
+        channel = self._channels.pop((source, to, False), None)
+        if channel is not None:
+            channel.lose(self.world.chance.randint(0, len(channel.packets)))
+        return channel
+
     def channels_between(self, a: int, b: int) -> list[Channel]:
         """Those of two hosts, both ways."""
         return [channel for channel in self._channels.values() if {channel.source, channel.to} == {a, b}]
@@ -202,6 +209,38 @@ class Links:
         self._to_directory = to_directory
         self._members: set[int] = set()
         self._outgoing = Outgoing()
+        self.said = Said()
+        self.conversation = 1  # with the directory, by number
+        self.dead = False  # the connection to the directory; nobody has noticed
+        self._last_words: Channel | None = None  # of the directory that was killed
+
+    def directory_died(self, last_words: Channel | None) -> None:
+        """It was killed: what is sent to it is lost."""
+        self.dead = True
+        self._last_words = last_words
+
+    def hang_up(self) -> None:
+        """That is noticed: nothing comes from it any more."""
+        if self._last_words is not None:
+            self._last_words.packets.clear()
+
+    def rejoin(self) -> None:
+        self.dead = False
+        self.conversation += 1
+        self._outgoing = Muted()
+        self.send(DIRECTORY, wire.Rejoin(self.node, f"speaks {self.node:4} {1:4}".encode()))
+
+    def go_on(self) -> None:
+        self._outgoing = Outgoing()
+
+    @property
+    def peers(self) -> list[int]:
+        return list(self._members)
+
+    def tell(self, message: wire.Message) -> None:
+        if type(message) in wire.REMEMBERED:
+            self.said.add(message)
+        self.send(DIRECTORY, message)
 
     def knows(self, nodes: Iterable[int]) -> None:
         """These were members before this one began to listen."""
@@ -233,10 +272,12 @@ class Links:
             self._send_all(self._outgoing.flush())
 
     def _send_all(self, messages: list[wire.Message]) -> None:
+        if self.dead:
+            return
         for message in messages:
             self._network.channel(self.node, DIRECTORY, False, self._to_directory).send(message)
 
-    def send_pages(self, to: int, message: wire.Data, payload: bytes, bulk: bool) -> None:
+    def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None:
         channel = self._channel(to, bulk)
         if channel is not None:
             channel.send(message, payload)

@@ -80,6 +80,13 @@ class Oracle:
             if not self._others_have(gone, region, page):
                 self._may_be_lost.add((region, page))
 
+    def took_the_rest(self, gone: Host) -> None:
+        """A node has gone while a directory that begins again did not know what it had: it may have been anything."""
+        for region, pages in inside.sizes(self._cluster.directory.machine).items():
+            for page in range(pages):
+                if not self._others_have(gone, region, page):
+                    self._may_be_lost.add((region, page))
+
     def _pages_in_memory_of(self, host: Host) -> list[tuple[int, int]]:
         return [
             (region.number, page)

@@ -22,9 +22,10 @@ _TIME_MAX: Final = 600 * S
 
 
 class Run:
-    """A cluster of ``nodes`` nodes (drawn if None) and everything else, as drawn from ``seed``."""
+    """A cluster of ``nodes`` nodes, with faults of the ``kinds`` (each drawn if None), and everything else, as drawn
+    from ``seed``."""
 
-    def __init__(self, seed: int, nodes: int | None = None) -> None:
+    def __init__(self, seed: int, nodes: int | None = None, kinds: list[str] | None = None) -> None:
         self.world = world = World(seed)
         chance = world.chance
         drawn = chance.choice((2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8, 11, 16))
@@ -41,8 +42,10 @@ class Run:
         self.delays = chance.choice(((20, 60), (20, 400), (5, 5000)))
         self.cluster = SimulatedCluster(world, self.nodes, self.noise, self.delays)
         mood = chance.random()
-        kinds = [] if mood < 0.15 else list(faults.MILD if mood < 0.55 else faults.KINDS)
-        self.kinds = sorted(chance.sample(kinds, chance.randint(1, len(kinds)))) if kinds else []
+        some = [] if mood < 0.15 else list(faults.MILD if mood < 0.55 else faults.KINDS)
+        self.kinds = sorted(chance.sample(some, chance.randint(1, len(some)))) if some else []
+        if kinds is not None:
+            self.kinds = kinds
         self.fault_count = chance.randint(1, 10)
         self.span = world.spread(*faults.EVERY_MS)
         with self.cluster.kernel.installed():

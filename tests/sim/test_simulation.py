@@ -20,6 +20,7 @@ from processes import at_a_terminal, children, is_deaf
 import nodes.memory
 from directory.cluster import Cluster, Outgoing
 from directory.locks import Lock
+from directory.machine import PageMachine
 from directory.registry import Registry
 from directory.sync import SyncMachine
 from directory.waiting import Call
@@ -30,7 +31,9 @@ from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
 from nodes.locks import Locks
 from nodes.memory import RegionMemory
+from nodes.outgoing import Said
 from nodes.pager import Pager
+from nodes.rebuild import Rebuild
 from nodes.tenure import Tenure
 
 from . import regressions
@@ -38,14 +41,14 @@ from .__main__ import main
 from .cluster import SimulatedCluster
 from .host import Host
 from .kernel import KernelNoise
-from .programs import Process, Program, Sleep, acquire, release
-from .run import simulate
+from .programs import WORD, Load, Process, Program, Sleep, Store, acquire, attach, detach, prefetch, release
+from .run import Run, simulate
 from .workloads import Workload
-from .world import S, World
+from .world import MS, S, SimulationError, World
 
 TREE = Path(__file__).resolve().parents[2]
 LINES = 80
-BUG_SEEDS = 120
+BUG_SEEDS = 200
 
 
 def demand_success(seed: int, nodes: int | None = None) -> None:
@@ -102,6 +105,50 @@ def test_a_lock_that_a_node_takes_again_costs_no_message(
         while cluster.alive:
             assert world.step()
     assert (said["Acquire"], said["Return"]) == (acquired, returned)
+
+
+class Takeover(Workload):
+    """One process stores to many pages, another takes them all, and looks at them."""
+
+    def spawn(self, host: Host, index: int) -> None:
+        del host
+        super().spawn(self.cluster.hosts[1 + index], index)
+
+    def worker(self, process: Process, index: int) -> Program:
+        region = yield from attach(process, "taken", self.pages * PAGE_BYTES)
+        words = [page * PAGE_BYTES // WORD for page in range(self.pages)]
+        if index == 0:
+            for word in words:
+                yield Store(region, word, 1 + word)
+            yield Sleep(5 * S)
+        else:
+            yield Sleep(S)
+            yield from prefetch(region, 0, self.pages, True)
+            for word in words:
+                yield Load(region, word)
+        yield from detach(process, region)
+
+
+def _cut_one_way(cluster: SimulatedCluster) -> None:
+    cluster.network.cut(lambda a, b: (a, b) == (1, 2))
+
+
+def takeover() -> None:
+    """The directory is killed while the connection on which the pages come is cut."""
+    world = World(4711)
+    cluster = SimulatedCluster(world, 2, KernelNoise(0, 0, 0, 0, 0, 0), (20, 60))
+    with cluster.kernel.installed():
+        cluster.workloads.append(Takeover(cluster, "takeover", 2, 1, 512, PAGE_BYTES))
+        world.after(S // 2, _cut_one_way, cluster)
+        world.after(S + 10 * MS, cluster.restart_directory, MS)
+        world.after(4 * S, cluster.network.mend, 1)
+        while cluster.alive:
+            assert world.step()
+        assert world.counts["loads"] == 512
+
+
+def test_pages_on_their_way_are_found_again() -> None:
+    takeover()
 
 
 # --- replay ----------------------------------------------------------------------------------------------
@@ -271,6 +318,44 @@ def read_on_after_the_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tenure, "look", lambda self, now: None)
 
 
+def answer_nobody_again(patch: pytest.MonkeyPatch) -> None:
+    """What a node had not read when its directory was killed it never learns."""
+    patch.setattr(Cluster, "_noted", lambda self, out: out)
+
+
+def say_nothing_again(patch: pytest.MonkeyPatch) -> None:
+    """What a directory that was killed had not heard it never learns."""
+    patch.setattr(Said, "unheard", lambda self, count: [])
+
+
+def say_everything_again(patch: pytest.MonkeyPatch) -> None:
+    """A directory that begins again hears once more what it had written down."""
+    patch.setattr(Said, "unheard", lambda self, count: list(self._messages))
+
+
+def tell_before_all_has_come(patch: pytest.MonkeyPatch) -> None:
+    """A node tells what it has though pages are on their way to it."""
+    flush = Rebuild.flush
+
+    def hasty(self: Rebuild, m: wire.Flush) -> None:
+        flush(self, m)
+        if self._awaited:
+            self._awaited = set()
+            self._report_if_all_came()
+
+    patch.setattr(Rebuild, "flush", hasty)
+
+
+def keep_what_was_ordered(patch: pytest.MonkeyPatch) -> None:
+    """What a node was to send to others when the directory was killed it never sends."""
+    patch.setattr(Pager, "bring_out", lambda self: None)
+
+
+def take_the_rest_for_zeros(patch: pytest.MonkeyPatch) -> None:
+    """Who does not come back to a directory that begins again had nothing."""
+    patch.setattr(PageMachine, "lose_the_rest", lambda self, number, node: None)
+
+
 BUGS: list[Break] = [
     forget_a_sharer,
     drop_before_reading,
@@ -288,6 +373,16 @@ BUGS: list[Break] = [
     forget_to_close,
     read_on_after_the_lease,
 ]
+BUGS_OF_RESTARTS: list[Break] = [
+    answer_nobody_again,
+    say_nothing_again,
+    say_everything_again,
+    take_the_rest_for_zeros,
+]
+BUGS_OF_A_TAKEOVER: list[Break] = [
+    tell_before_all_has_come,
+    keep_what_was_ordered,
+]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
@@ -297,6 +392,26 @@ def test_a_bug_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = next(filter(None, failures), "")
     print(failure)
     assert failure
+
+
+@pytest.mark.parametrize("bug", BUGS_OF_RESTARTS, ids=lambda bug: bug.__name__)
+def test_a_bug_of_a_restart_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    kinds = [*["restarted directory"] * 3, "cut connection", "node that dies", "slow link"]
+    for seed in range(BUG_SEEDS):
+        try:
+            Run(seed, None, kinds).execute()
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+            return
+    pytest.fail("nobody noticed")
+
+
+@pytest.mark.parametrize("bug", BUGS_OF_A_TAKEOVER, ids=lambda bug: bug.__name__)
+def test_a_bug_of_a_takeover_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises(SimulationError, match="was stored last"):
+        takeover()
 
 
 # --- campaigns -------------------------------------------------------------------------------------------

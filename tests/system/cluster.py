@@ -157,9 +157,9 @@ class Child:
 
 class Cluster:
     """``nodes`` agents and a directory of ``shards`` (nothing at all if 0), and a folder with a short name for sockets
-    and files."""
+    and files. ``lasting``: another directory can take the place of the one that there is."""
 
-    def __init__(self, nodes: int, shards: int = 1) -> None:
+    def __init__(self, nodes: int, shards: int = 1, *, lasting: bool = False) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # a socket path has 107 bytes at most
         self.mark = f"{_MARK}={uuid.uuid4()}"
         os.environ[_MARK] = self.mark.partition("=")[2]  # the launcher hands the environment on
@@ -171,13 +171,23 @@ class Cluster:
         self._files = 0
         self.shards: list[launch.Service] = []
         """Of the directory, beside its first."""
+        self.state = self.home / "directory.state" if lasting else None
         if nodes:
-            self.directory = launch.start_directory(shards=shards, stderr=self._log("directory"))
+            self.directory = launch.start_directory(shards=shards, state=self.state, stderr=self._log("directory"))
         for number in range(1, shards):
             log = self._log(f"shard{number}")
             self.shards.append(launch.start_directory(shard_of=self.directory.address, stderr=log))
         for number in range(nodes):
             self.add_node(f"node{number}")
+
+    def kill_directory(self) -> None:
+        """Nothing that it has not written down is left of it."""
+        self.directory.process.kill()
+        self.directory.process.wait(LIMIT_S)
+
+    def begin_again(self) -> None:
+        """Another directory takes its place."""
+        self.directory = launch.start_directory(self.directory.address, state=self.state, stderr=self._log("directory"))
 
     def add_node(self, name: str) -> launch.Service:
         """Start one more agent."""

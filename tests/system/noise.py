@@ -118,7 +118,7 @@ def lawless(plan: random.Random) -> list[wire.Message]:
         wire.Welcome(1),
         wire.Member(2, "node1", "nonsense"),
         wire.MemberLeft(1, "because"),
-        wire.Heartbeat(1, 1),
+        wire.Heartbeat(1, 1, 0),
         wire.Leave(),
         wire.Fenced("because"),
         wire.Failure(1, "DsmError", "because"),

@@ -1,0 +1,66 @@
+"""How a directory that begins again finds its pages: pure.
+
+What nodes have said of regions, locks and all else it had written down (:mod:`directory.journal`), but not who has
+which page: the nodes know. They come back one by one (Rejoin, Rejoined), say again what it did not hear, and hear again
+what they did not (Awaited). Then no node acts on a word of the directory as it was, and each brings out what it owes to
+others, and says so to each (Flush, Flushed); so nothing is under way any more. What then is where, the nodes tell
+(Have, Rebuilt). Who has not come back when its lease is over has taken its pages along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Recovery:
+    """``epoch`` is a number of this beginning that only members learn. ``away``: nodes that are to come back."""
+
+    def __init__(self, epoch: int, nodes: Iterable[int]) -> None:
+        self.epoch = epoch
+        self.away = set(nodes)
+        self._returning: set[int] = set()  # they say again what may have been lost
+        self._telling: set[int] = set()  # what they have
+        self._flushed = False
+        self.gone: list[tuple[int, list[int]]] = []  # nodes that do not come back, and which regions they knew
+
+    def came(self, node: int) -> bool:
+        """A node is back. False if it was not away."""
+        if node not in self.away:
+            return False
+        self.away.discard(node)
+        self._returning.add(node)
+        return True
+
+    def returned(self, node: int) -> bool:
+        """It has said everything again. False if it was not to."""
+        if node not in self._returning:
+            return False
+        self._returning.discard(node)
+        self._telling.add(node)
+        return True
+
+    def to_flush(self) -> bool:
+        """Are all back? To be asked after every change; true once."""
+        if self._flushed or self.away or self._returning:
+            return False
+        self._flushed = True
+        return True
+
+    def tells(self, node: int) -> bool:
+        """Is it this node's turn to tell of pages?"""
+        return self._flushed and node in self._telling
+
+    def told(self, node: int) -> None:
+        """It has told of all that it has."""
+        self._telling.discard(node)
+
+    @property
+    def over(self) -> bool:
+        """Have all told?"""
+        return self._flushed and not self._telling
+
+    def left(self, node: int, regions: list[int]) -> None:
+        """A node does not come back, or has gone again."""
+        for nodes in (self.away, self._returning, self._telling):
+            nodes.discard(node)
+        self.gone.append((node, regions))
