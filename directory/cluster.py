@@ -49,6 +49,8 @@ class Cluster(Members):
         self._last_node = 0
         self._recovery: Recovery | None = None
         self._early: list[tuple[bytes, wire.Message]] = []  # what has to wait for its end
+        # Nodes that went before all pages were found again, and the regions of which they may have had any page.
+        self._unaccounted: list[tuple[int, list[int]]] = []
         self._unheard: dict[int, dict[int, wire.Message]] = {}  # answers by ticket, of nodes that are about to ask
         self._handlers: dict[type[Any], Any] = {
             wire.Heartbeat: self._heartbeat,
@@ -164,11 +166,12 @@ class Cluster(Members):
         return self._remove(node, "it left")
 
     def _remove(self, node: Node, reason: str) -> Outgoing:
-        if self._recovery is not None:
-            self._recovery.left(node.number, self._registry.known_to(node.number))
-            self._unheard.pop(node.number, None)
         left = wire.MemberLeft(node.number, reason)
-        self.events.append((0, b"", left))
+        self.events.append((0 if self._recovery is None else node.number, b"", left))
+        if self._recovery is not None:
+            self._recovery.left(node.number)
+            self._unheard.pop(node.number, None)
+            self._unaccounted.append((node.number, self._registry.known_to(node.number)))
         out = self._take_out(node, reason) + self._others.tell(left)
         for region, known in self._registry.forget_node(node.number).items():
             out += self._destroy(region, known)
@@ -197,8 +200,9 @@ class Cluster(Members):
             ],
             "registry": self._registry,
             "sync": self._sync,
-            "gone": names,
+            "gone": names | {node: self._pages.name_of(node) for node, _ in self._unaccounted},
             "lost": lost,
+            "unaccounted": self._unaccounted,
         }
 
     def recall(self, remembered: dict[str, Any], now: float) -> None:
@@ -214,6 +218,7 @@ class Cluster(Members):
         self._sync = remembered["sync"]
         regions = [(region.number, region.size, region.page_size) for region in self._registry.regions.values()]
         self._pages.recall(remembered["gone"], regions, remembered["lost"])
+        self._unaccounted = remembered["unaccounted"]
 
     def again(self, event: Event, now: float) -> None:
         """Something that the other one had noted has happened."""
@@ -221,7 +226,11 @@ class Cluster(Members):
         if isinstance(message, wire.Join):
             self._join(session, message, now)
         elif isinstance(message, wire.MemberLeft):
+            if number:  # while that other one had not found all pages
+                self._unaccounted.append((number, self._registry.known_to(number)))
             self._remove(self._nodes[message.node], message.reason)
+        elif isinstance(message, wire.GoOn):
+            self._unaccounted.clear()
         elif isinstance(message, wire.Lost | wire.Restore):
             self._pages.again(message)
         else:
@@ -231,6 +240,7 @@ class Cluster(Members):
         """All of that is known: wait for the nodes. ``epoch`` is a number that nobody else can guess."""
         self.news.clear()
         if not self._nodes:
+            self._lose_unaccounted()
             return
         for node in self._nodes.values():
             node.heard_s = now
@@ -296,16 +306,21 @@ class Cluster(Members):
         if not recovery.over:
             return []
         self._recovery = None
-        for number, regions in recovery.gone:
-            for region in regions:
-                if self._pages.has_region(region):
-                    self._pages.lose_the_rest(region, number)
+        self._lose_unaccounted()
         for known in self._registry.regions.values():
             self._pages.used_by(known.number, known.known)
         self.news.append("has found all pages again")
         out = [(node.identity, wire.GoOn(recovery.epoch)) for node in self._nodes.values()]
         early, self._early = self._early, []
         return out + [told for identity, message in early for told in self.step(identity, message, self.due_s)]
+
+    def _lose_unaccounted(self) -> None:
+        for number, regions in self._unaccounted:
+            for region in regions:
+                if self._pages.has_region(region):
+                    self._pages.lose_the_rest(region, number)
+        self._unaccounted.clear()
+        self.events.append((0, b"", wire.GoOn(0)))  # one that begins again has not to do it again
 
     def _later(self, identity: bytes, message: wire.Message) -> Outgoing:
         """What can only be answered when all pages are found again."""

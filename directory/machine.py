@@ -235,6 +235,10 @@ class PageMachine:
         for start, stop, before in region.table.runs(m.start, m.start + m.count):
             self._set(m.region, region, start, stop, before, after)
 
+    def name_of(self, node: int) -> str:
+        """The name of a node that has gone."""
+        return self._names[node]
+
     def remembered(self) -> tuple[dict[int, str], list[Lost]]:
         """What :meth:`recall` is to get, beside the regions: the names of nodes, and what is lost."""
         names = {node for region in self._regions for *_, node in self._lost_runs(region)}

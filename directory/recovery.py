@@ -21,7 +21,6 @@ class Recovery:
         self._returning: set[int] = set()  # they say again what may have been lost
         self._telling: set[int] = set()  # what they have
         self._flushed = False
-        self.gone: list[tuple[int, list[int]]] = []  # nodes that do not come back, and which regions they knew
 
     def came(self, node: int) -> bool:
         """A node is back. False if it was not away."""
@@ -59,8 +58,7 @@ class Recovery:
         """Have all told?"""
         return self._flushed and not self._telling
 
-    def left(self, node: int, regions: list[int]) -> None:
+    def left(self, node: int) -> None:
         """A node does not come back, or has gone again."""
         for nodes in (self.away, self._returning, self._telling):
             nodes.discard(node)
-        self.gone.append((node, regions))

@@ -64,6 +64,7 @@ class Links:
         self._deliver: Told
         self._lost: Callable[[str], None] = lambda why: None
         self.said: Final = Said()
+        self._away = False  # the directory has not told yet what it remembers of this node
         self._listener = Listener(poller, listen)
         try:
             self.address = route.reachable(self._listener.address, directory)
@@ -153,14 +154,21 @@ class Links:
             caller.close()
 
     def rejoin(self) -> None:
-        """Begin another conversation with the directory, as the node that this is; of pages nothing is said in it
-        before :meth:`go_on`."""
+        """Begin another conversation with the directory, as the node that this is. Nothing else is said in it before
+        :meth:`say_again`, and of pages nothing before :meth:`go_on`."""
+        self._away = True
         first = self._shards[0]
         first.caller.close()
         self._shards[0] = first = _Shard(self._poller, self.directory_address, self._broken)
         first.start(self._deliver)
         first.outgoing = self._first = Muted()
         first.send([wire.Rejoin(self.node, self._session)])
+
+    def say_again(self, messages: list[wire.Message]) -> None:
+        """What the directory does not remember. From then on it is told everything as it comes."""
+        self._away = False
+        for message in messages:
+            self.send(wire.DIRECTORY, message)
 
     def go_on(self) -> None:
         """The directory understands everything again."""
@@ -197,7 +205,8 @@ class Links:
         """A message to the directory that is not about pages: it comes there though that may be restarted."""
         if type(message) in wire.REMEMBERED:
             self.said.add(message)
-        self.send(wire.DIRECTORY, message)
+        if not self._away:
+            self.send(wire.DIRECTORY, message)
 
     def heard(self, m: wire.Lease) -> None:
         """The directory tells how much of what was said to it is not to be said again."""

@@ -54,8 +54,9 @@ class DirectoryHost:
         machine.recall(pickle.loads(self._snapshot), now)
         for node, session, message in self._events:
             machine.again((node, session, wire.decode(message)), now)
-        machine.begin_again(self.epoch, now)
         machine.events.clear()
+        machine.begin_again(self.epoch, now)
+        self.note_events()
         machine.due_s = now
         if self.world.chance.random() < 0.5:
             self._take_snapshot()

@@ -125,6 +125,8 @@ class Faults:
         downtime = self._world.spread(20 * US, 2 * _LEASE)
         self._cluster.restart_directory(downtime)
         self._heal_after(downtime, lambda: None)
+        if self._chance.random() < 0.5:  # perhaps before it has found all pages again
+            self._heal_after(self._world.spread(MS, 3 * _LEASE), lambda: self._cluster.restart_directory(MS))
 
     def _killed_process(self, host: Host, _: list[Host]) -> None:
         processes = [process for process in host.processes.values() if process.alive]

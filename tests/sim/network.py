@@ -210,6 +210,7 @@ class Links:
         self._members: set[int] = set()
         self._outgoing = Outgoing()
         self.said = Said()
+        self._away = False
         self.conversation = 1  # with the directory, by number
         self.dead = False  # the connection to the directory; nobody has noticed
         self._last_words: Channel | None = None  # of the directory that was killed
@@ -226,9 +227,15 @@ class Links:
 
     def rejoin(self) -> None:
         self.dead = False
+        self._away = True
         self.conversation += 1
         self._outgoing = Muted()
         self.send(DIRECTORY, wire.Rejoin(self.node, f"speaks {self.node:4} {1:4}".encode()))
+
+    def say_again(self, messages: list[wire.Message]) -> None:
+        self._away = False
+        for message in messages:
+            self.send(DIRECTORY, message)
 
     def go_on(self) -> None:
         self._outgoing = Outgoing()
@@ -240,7 +247,8 @@ class Links:
     def tell(self, message: wire.Message) -> None:
         if type(message) in wire.REMEMBERED:
             self.said.add(message)
-        self.send(DIRECTORY, message)
+        if not self._away:
+            self.send(DIRECTORY, message)
 
     def knows(self, nodes: Iterable[int]) -> None:
         """These were members before this one began to listen."""

@@ -25,7 +25,7 @@ from directory.registry import Registry
 from directory.sync import SyncMachine
 from directory.waiting import Call
 from dsm import wire
-from dsm.constants import PAGE_BYTES
+from dsm.constants import LEASE_S, PAGE_BYTES
 from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
@@ -107,6 +107,37 @@ def test_a_lock_that_a_node_takes_again_costs_no_message(
     assert (said["Acquire"], said["Return"]) == (acquired, returned)
 
 
+class Late(Workload):
+    """One process stores to a page, another looks at it much later: too late."""
+
+    def spawn(self, host: Host, index: int) -> None:
+        del host
+        super().spawn(self.cluster.hosts[1 + index], index)
+
+    def worker(self, process: Process, index: int) -> Program:
+        region = yield from attach(process, "late", PAGE_BYTES)
+        if index == 0:
+            yield Store(region, 0, 4711)
+        yield Sleep(40 * S)
+        yield Load(region, 0)
+
+
+def taken_along() -> None:
+    """A node dies with its directory; the next one gives it up, and is killed before it has found all pages."""
+    world = World(4711)
+    cluster = SimulatedCluster(world, 2, KernelNoise(0, 0, 0, 0, 0, 0), (20, 60))
+    with cluster.kernel.installed():
+        cluster.workloads.append(Late(cluster, "late", 2, 1, 1, PAGE_BYTES))
+        world.after(1 * S, cluster.hosts[1].die)
+        world.after(1 * S, cluster.restart_directory, MS)
+        world.after(int((LEASE_S - 1) * S), _cut_one_way, cluster, 2, 0)
+        world.after(int((LEASE_S + 2) * S), cluster.restart_directory, MS)
+        world.after(int((LEASE_S + 2.5) * S), cluster.network.mend, 1)
+        while cluster.alive:
+            assert world.step()
+        assert world.counts["SIGBUS"] == 1
+
+
 class Takeover(Workload):
     """One process stores to many pages, another takes them all, and looks at them."""
 
@@ -129,8 +160,8 @@ class Takeover(Workload):
         yield from detach(process, region)
 
 
-def _cut_one_way(cluster: SimulatedCluster) -> None:
-    cluster.network.cut(lambda a, b: (a, b) == (1, 2))
+def _cut_one_way(cluster: SimulatedCluster, source: int, to: int) -> None:
+    cluster.network.cut(lambda a, b: (a, b) == (source, to))
 
 
 def takeover() -> None:
@@ -139,7 +170,7 @@ def takeover() -> None:
     cluster = SimulatedCluster(world, 2, KernelNoise(0, 0, 0, 0, 0, 0), (20, 60))
     with cluster.kernel.installed():
         cluster.workloads.append(Takeover(cluster, "takeover", 2, 1, 512, PAGE_BYTES))
-        world.after(S // 2, _cut_one_way, cluster)
+        world.after(S // 2, _cut_one_way, cluster, 1, 2)
         world.after(S + 10 * MS, cluster.restart_directory, MS)
         world.after(4 * S, cluster.network.mend, 1)
         while cluster.alive:
@@ -356,6 +387,20 @@ def take_the_rest_for_zeros(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PageMachine, "lose_the_rest", lambda self, number, node: None)
 
 
+def forget_who_took_the_rest_along(patch: pytest.MonkeyPatch) -> None:
+    """As it was: a directory that is killed again before all pages are found forgets who did not come back."""
+    again = Cluster.again
+    patch.setattr(
+        Cluster,
+        "again",
+        lambda self, event, now: (
+            again(self, (event[0] * 0, *event[1:]), now)
+            if isinstance(event[2], wire.MemberLeft)
+            else again(self, event, now)
+        ),
+    )
+
+
 BUGS: list[Break] = [
     forget_a_sharer,
     drop_before_reading,
@@ -412,6 +457,13 @@ def test_a_bug_of_a_takeover_is_found(bug: Break, monkeypatch: pytest.MonkeyPatc
     bug(monkeypatch)
     with pytest.raises(SimulationError, match="was stored last"):
         takeover()
+
+
+def test_who_took_the_rest_along_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_along()
+    forget_who_took_the_rest_along(monkeypatch)
+    with pytest.raises(SimulationError, match="was stored last"):
+        taken_along()
 
 
 # --- campaigns -------------------------------------------------------------------------------------------
