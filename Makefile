@@ -24,6 +24,12 @@ test: $(READY) ## all tests, on every core (ARGS="-k barrier" adds to the comman
 test-compiled: $(COMPILED) ## the tests of what is compiled for an installation, compiled (setup.py); ARGS as for test
 	cd $(dir $(COMPILED)) && $(abspath $(PY)) -m pytest -n auto $(or $(ARGS),$(COMPILED_TESTS))
 
+test-cluster: $(READY) ## the cluster of docker-compose.yml under kill, pause, restart and partition (installs Docker, if need be)
+	BASE_IMAGE=$$(deploy/prepare) && export BASE_IMAGE && $(PY) -m pytest deploy $(ARGS)
+
+chaos: $(READY) ## random faults against a real cluster for MINUTES=10 (SEED=1, ARGS="--nodes 5")
+	PYTHONPATH=.:tests/system $(PY) tests/chaos/chaos.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 model: $(READY) ## explore every interleaving of the protocol (ARGS="--quick", "--only threads", "--json")
 	PYTHONPATH=tests:tests/machines $(PY) -m model $(ARGS)
 
