@@ -14,7 +14,7 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 COPY . .
 RUN pip install --quiet --no-cache-dir --constraint constraints.txt setuptools mypy \
-    && pip install --quiet --no-cache-dir --constraint constraints.txt --no-build-isolation '.[demo]'
+    && pip install --quiet --no-cache-dir --constraint constraints.txt --no-build-isolation '.[demo,keys]'
 
 WORKDIR /
 CMD ["dsm", "--help"]

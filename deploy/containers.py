@@ -70,7 +70,7 @@ class Containers:
     def up(self) -> None:
         """Build the image and start the services."""
         self.compose("build", "directory")
-        self.compose("up", "--detach", "directory", *NODES)
+        self.compose("up", "--detach", "key", "directory", *NODES)
         self.wait_for(*NODES)
 
     def down(self) -> None:
@@ -143,9 +143,11 @@ class Containers:
         """Set what tc netem does to what a container sends (nothing: no longer). Why that cannot be, else empty."""
         if shutil.which("tc") is None or os.getuid():
             return "tc (Debian: iproute2) and root are needed"
-        change = ["replace", "dev", "eth0", "root", "netem", *words] if words else ["del", "dev", "eth0", "root"]
-        enter = ["nsenter", "--target", str(self.pid(service)), "--net", "tc", "qdisc"]
-        ran = subprocess.run([*enter, *change], capture_output=True, text=True)
+        inside = ["nsenter", "--target", str(self.pid(service)), "--net"]
+        links = subprocess.run([*inside, "ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+        device = next(name for line in links.splitlines() if (name := line.split()[1].partition("@")[0]) != "lo:")
+        change = ["replace", "dev", device, "root", "netem", *words] if words else ["del", "dev", device, "root"]
+        ran = subprocess.run([*inside, "tc", "qdisc", *change], capture_output=True, text=True)
         return ran.stderr.strip()
 
 

@@ -25,6 +25,7 @@ _STATE = "Keep there what another directory needs to go on if this one is killed
 )
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="Processes that share the pages.  [default: 1]")
 @click.option("--shard-of", metavar="ADDRESS", help="Be one more shard of the directory that listens there.")
+@daemon.key_options
 @click.option("--state", "state_path", metavar="FILE", type=click.Path(path_type=Path), help=_STATE)
 @click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
@@ -33,6 +34,8 @@ def main(
     listen: str,
     shards: int | None,
     shard_of: str | None,
+    key: Path | None,
+    insecure: bool,
     state_path: Path | None,
     trace_path: Path | None,
     ready_fd: int | None,
@@ -48,11 +51,12 @@ def main(
     if state_path and (shard_of or (shards or 1) > 1):
         raise click.UsageError("--state is for a directory of one shard: what several know, no file brings together")
     with daemon.starting("dsm directory", ready_fd, with_parent) as ready:
+        seal = daemon.seal_for(listen, key, insecure)
         trace = Trace(trace_path, "directory") if trace_path else None
         directory = (
-            Directory(listen, shards or 1, trace, Journal(state_path) if state_path else None)
+            Directory(listen, shards or 1, trace, Journal(state_path) if state_path else None, seal)
             if shard_of is None
-            else DirectoryShard(listen, shard_of, trace)
+            else DirectoryShard(listen, shard_of, trace, seal)
         )
         daemon.on_stop(directory.stop)
         ready(directory.address)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from directory.cluster import Cluster
 from directory.journal import Journal
@@ -16,6 +16,9 @@ from dsm.poller import Poller
 from dsm.story import Story
 from dsm.stream import Link
 from dsm.trace import Trace, untraced
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 log = logging.getLogger("dsm.directory")
 
@@ -30,10 +33,16 @@ class Directory:
     it has a ``journal``, another can go on where this one ends."""
 
     def __init__(
-        self, address: str, shards: int = 1, trace: Trace | None = None, journal: Journal | None = None
+        self,
+        address: str,
+        shards: int = 1,
+        trace: Trace | None = None,
+        journal: Journal | None = None,
+        seal: Seal | None = None,
     ) -> None:
         around = trace.around if trace else untraced
         self._poller = Poller(around)
+        self._poller.seal = seal
         self._now = around("decoded", time.monotonic)
         story = Story(time.time)
         self._story = trace.follow(story) if trace else story

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from directory.members import Members
 from directory.service import Directory
@@ -12,6 +12,9 @@ from directory.shard import FIRST, Shard
 from dsm import asking, errors, route, wire
 from dsm.stream import Caller, Link
 from dsm.trace import Trace
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 log = logging.getLogger("dsm.directory")
 
@@ -22,11 +25,11 @@ _GOES: Final = (wire.Fenced, wire.Failure)
 class DirectoryShard(Directory):
     """One more shard, listening on ``address``, of the directory whose first shard listens on ``first``."""
 
-    def __init__(self, address: str, first: str, trace: Trace | None = None) -> None:
+    def __init__(self, address: str, first: str, trace: Trace | None = None, seal: Seal | None = None) -> None:
         self._first_address = first
         self._early: list[bytes] = []  # what the first shard has said before this one began
         self._shard: Shard | None = None
-        super().__init__(address, trace=trace)
+        super().__init__(address, trace=trace, seal=seal)
         for data in self._early:
             self._take(data)
         self._early.clear()

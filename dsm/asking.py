@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsm import wire
 from dsm.constants import CONNECT_TIMEOUT_S
 from dsm.errors import DirectoryUnreachable, ProtocolError, from_wire
 from dsm.poller import Poller
 from dsm.stream import REDIAL_S, Caller
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 
 def first_answer(poller: Poller, link: Caller, answers: list[bytes], timeout_s: float) -> bytes | None:
@@ -37,11 +40,12 @@ def answer(poller: Poller, link: Caller, answers: list[bytes], address: str, kin
     return message
 
 
-def ask(address: str, question: wire.Query, timeout_s: float) -> dict[str, Any]:
+def ask(address: str, question: wire.Query, timeout_s: float, seal: Seal | None = None) -> dict[str, Any]:
     """One question to a directory by somebody who is no node. Raises :class:`DirectoryUnreachable` after
     ``timeout_s``."""
     answers: list[bytes] = []
     with Poller() as poller:
+        poller.seal = seal
         link = Caller(poller, address, lambda _, data, __: answers.append(bytes(data)), lambda *_: None)
         try:
             link.send(wire.encode(question))
@@ -62,5 +66,6 @@ def unreachable(address: str, timeout_s: float) -> str:
     """What to tell somebody whose directory is silent."""
     return (
         f"no directory answers at {address} within {timeout_s:g} s: "
-        "start one with `dsm directory --listen tcp://IP:7400`, or check the address and the firewall"
+        "start one with `dsm directory --listen tcp://IP:7400`, or check the address, the firewall and the key (one "
+        "that has a key answers only who has the same: --key FILE or DSM_KEY)"
     )

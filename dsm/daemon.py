@@ -9,9 +9,17 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from dsm import memory
-from dsm.errors import DsmError
+from dsm.address import is_loopback
+from dsm.errors import DsmError, InvalidArgument
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 
 @contextlib.contextmanager
@@ -33,6 +41,29 @@ def starting(program: str, ready_fd: int | None, with_parent: bool) -> Iterator[
         _tell(ready_fd, f"error {type(error).__name__} {error}")
         print(f"{program}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options ``key`` and ``insecure`` of a service."""
+    which = "Key of the cluster, made by `dsm keygen`; only who has it is heard."
+    key = click.option("--key", type=click.Path(path_type=Path), envvar="DSM_KEY", show_envvar=True, help=which)
+    insecure = click.option("--insecure", is_flag=True, help="Listen to everybody who reaches --listen, in plain text.")
+    return key(insecure(command))
+
+
+def seal_for(listen: str, key: Path | None, insecure: bool) -> Seal | None:
+    """How to protect what is said at the address ``listen``. Raises :class:`InvalidArgument` if nothing would, and
+    others than this host's users can reach it."""
+    if key is not None and not insecure:
+        from dsm.seal import Seal
+
+        return Seal(key)
+    if insecure or is_loopback(listen):
+        return None
+    raise InvalidArgument(
+        f"whoever reaches {listen} could read and change everything: make a key with `dsm keygen FILE`, copy it to "
+        "each host, and give --key FILE (or DSM_KEY) to each service; or say --insecure, on a network that you trust"
+    )
 
 
 def on_stop(stop: Callable[[], None]) -> None:

@@ -65,6 +65,8 @@ def start_directory(
     shards: int = 1,
     shard_of: str | None = None,
     state: Path | None = None,
+    key: Path | None = None,
+    insecure: bool = False,
     with_parent: bool = True,
     trace: Path | None = None,
     stderr: Output = None,
@@ -72,11 +74,12 @@ def start_directory(
     """Start a directory, the first of ``shards``, or one more of the one at ``shard_of``, and wait until it answers.
 
     ``state``: the file from which another goes on if this one is killed, or ends.
+    ``key``: that of the cluster, by default the file DSM_KEY. ``insecure``: none, though others can reach ``listen``.
     ``trace``: the file for its record of what it did when (:mod:`dsm.trace`).
     ``with_parent``: it ends when the *thread* that called this ends (the kernel's rule for PR_SET_PDEATHSIG).
     Raises the error the directory names, or :class:`~dsm.errors.DirectoryUnreachable` if it dies or stays silent.
     """
-    arguments = ["--listen", listen, *_traced(trace)]
+    arguments = ["--listen", listen, *_traced(trace), *_sealed(key, insecure)]
     if shards > 1:
         arguments += ["--shards", str(shards)]
     if shard_of is not None:
@@ -94,6 +97,8 @@ def start_node(
     listen: str = LOOPBACK,
     socket: Path,
     name: str | None = None,
+    key: Path | None = None,
+    insecure: bool = False,
     with_parent: bool = True,
     exit_when_idle: bool = False,
     trace: Path | None = None,
@@ -101,11 +106,12 @@ def start_node(
 ) -> Service:
     """Start a node agent that serves applications on ``socket`` and wait until it has joined ``directory``.
 
-    ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves once its last
-    application has gone.
+    ``key``, ``insecure``, ``with_parent`` and ``trace`` as for :func:`start_directory`. ``exit_when_idle``: it leaves
+    once its last application has gone.
     Raises the error the node names, or :class:`~dsm.errors.NodeUnreachable` if it dies or stays silent.
     """
     arguments = ["--directory", directory, "--listen", listen, "--socket", str(socket), *_traced(trace)]
+    arguments += _sealed(key, insecure)
     if name is not None:
         arguments += ["--name", name]
     if with_parent:
@@ -117,6 +123,10 @@ def start_node(
 
 def _traced(trace: Path | None) -> list[str]:
     return [] if trace is None else ["--trace", str(trace)]
+
+
+def _sealed(key: Path | None, insecure: bool) -> list[str]:
+    return ["--insecure"] if insecure else [] if key is None else ["--key", str(key)]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

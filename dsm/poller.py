@@ -11,9 +11,12 @@ import os
 import select
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dsm.trace import Around, untraced
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
@@ -41,6 +44,7 @@ class Poller:
 
     def __init__(self, around: Around = untraced) -> None:
         self.around = around
+        self.seal: Seal | None = None  # what protects the connections that are watched here
         self.idle: Callable[[], None] = lambda: None
         self._epoll = select.epoll()
         self._poll = self._epoll.poll

@@ -59,6 +59,7 @@ class Link:
         "_deliver",
         "_end",
         "_more",
+        "_pending",
         "_poller",
         "_receive",
         "_send",
@@ -86,6 +87,7 @@ class Link:
         self._buffer = memoryview(b"")
         self._start = self._end = 0  # what has come and was not delivered yet
         self._more = False  # messages are among it
+        self._pending = False  # what was decrypted already will be looked for
 
     @property
     def connected(self) -> bool:
@@ -106,13 +108,16 @@ class Link:
         messages, has not. Raises :class:`ProtocolError` if that cannot be."""
         frames = self._session.resume(received)
         self._forget_connection()
-        self._poller.watch(sock.fileno(), self._ready)  # may fail: before anything relies on it
+        sealed = self._poller.seal is not None
+        self._poller.watch(sock.fileno(), self._sealed_ready if sealed else self._ready)  # may fail: before all else
         self._socket = sock
         self._send = self._poller.around("send", sock.send)
         self._receive = self._poller.around("receive", sock.recv_into)
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         for frame in [hello, *frames] if hello else frames:
             self._transmit(frame)
+        if sealed:  # more may have come with the hello
+            self._poller.soon(self._look_for_pending)
 
     def hello(self, known: bool) -> bytes:
         """What a connection begins with."""
@@ -221,6 +226,20 @@ class Link:
         else:
             self._break()
 
+    def _sealed_ready(self, events: int) -> None:
+        """No event tells of what was decrypted already, and did not fit the buffer."""
+        self._ready(events)
+        sock: Any = self._socket
+        if sock is not None and not self._pending and sock.pending():
+            self._pending = True
+            self._poller.soon(self._look_for_pending)
+
+    def _look_for_pending(self) -> None:
+        self._pending = False
+        sock: Any = self._socket
+        if sock is not None and sock.pending():
+            self._sealed_ready(READABLE)
+
     def _take(self) -> None:
         try:
             self._more = self._deliver_some()
@@ -292,7 +311,8 @@ class Link:
 
 
 class Greeting:
-    """A connection on which a hello is awaited: one that was accepted, or one that is made, which says ``hello``."""
+    """A connection on which a hello is awaited: one that was accepted, or one that is made, which says ``hello``. Where
+    connections are sealed, that comes first."""
 
     def __init__(
         self,
@@ -307,10 +327,14 @@ class Greeting:
         self._greeted = greeted
         self._hello = hello
         self._got = b""
+        self._seals = poller.seal is not None
+        self._wrapped = False
         poller.watch(sock.fileno(), self._ready, WRITABLE if hello else READABLE)
 
     def _ready(self, _: int) -> None:
         try:
+            if self._seals and not self._is_sealed():
+                return
             if self._hello:
                 self.socket.send(self._hello)  # so few bytes fit a new connection's buffer; fails if it failed
                 self._hello = b""
@@ -325,6 +349,22 @@ class Greeting:
         if not more or len(self._got) == HELLO.size:
             self._poller.unwatch(self.socket.fileno())
             self._greeted(self, self._got if more else b"")
+
+    def _is_sealed(self) -> bool:
+        """Go on with the handshake. Raises OSError if it fails."""
+        seal: Any = self._poller.seal
+        fd = self.socket.fileno()
+        if not self._wrapped:
+            error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error))
+            self._wrapped = True
+            self.socket = seal.wrap(self.socket, server=not self._hello)
+        sock: Any = self.socket
+        waits = sock.shake_hands()
+        self._seals = waits != 0
+        self._poller.change(fd, waits or (WRITABLE if self._hello else READABLE))
+        return not self._seals
 
     def close(self) -> None:
         """Give it up."""
@@ -407,9 +447,21 @@ class Caller(Link):
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout_s)
             sock.connect(address)
-            sock.sendall(self.hello(self._known))
-            _, received, _ = read_hello(sock.recv(HELLO.size, socket.MSG_WAITALL))
-            _finish(sock, self._session.resume(received))
+            seal = self._poller.seal
+            if seal is None:
+                self._say_all(sock)
+            else:
+                with seal.wrap(sock, server=False) as sealed:
+                    sealed.do_handshake()
+                    self._say_all(sealed)
+
+    def _say_all(self, sock: socket.socket) -> None:
+        sock.sendall(self.hello(self._known))
+        data = b""
+        while len(data) < HELLO.size and (more := sock.recv(HELLO.size - len(data))):
+            data += more
+        _, received, _ = read_hello(data)
+        _finish(sock, self._session.resume(received))
 
     def _break(self, error: Exception | None = None) -> None:
         super()._break(error)

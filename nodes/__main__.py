@@ -30,6 +30,7 @@ _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 fo
 @click.option("--listen", default="tcp://127.0.0.1:7401", show_default=True, help=_LISTEN)
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")
 @click.option("--name", help="Name of this node, unique in the cluster.  [default: the host's name]")
+@daemon.key_options
 @click.option("--group", help="Let the members of this Unix group use the node, too.")
 @click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option(
@@ -44,6 +45,8 @@ def main(
     listen: str,
     path: Path | None,
     name: str | None,
+    key: Path | None,
+    insecure: bool,
     group: str | None,
     trace_path: Path | None,
     ready_fd: int | None,
@@ -52,6 +55,7 @@ def main(
 ) -> None:
     """Serve shared memory to the applications of this host."""
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
+        seal = daemon.seal_for(listen, key, insecure)
         _check_host()
         memory.keep_freed_memory()
         name = name or socket.gethostname()
@@ -66,6 +70,7 @@ def main(
             trace,
             end_applications=with_parent,
             exit_when_idle=exit_when_idle,
+            seal=seal,
         )
         agent = join()
         daemon.on_stop(agent.stop)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dsm import constants, daemon, errors, local, memory, wire
 from dsm.poller import BROKEN, Handler, Poller
@@ -28,6 +28,9 @@ from nodes.pager import Pager
 from nodes.rebuild import Rebuild
 from nodes.tenure import Tenure
 from nodes.tracing import TracedOutlets, TracedUserfaultfd
+
+if TYPE_CHECKING:
+    from dsm.seal import Seal
 
 log = logging.getLogger("dsm.node")
 
@@ -56,12 +59,14 @@ class Agent:
         *,
         end_applications: bool,
         exit_when_idle: bool,
+        seal: Seal | None = None,
     ) -> None:
         self.name = name
         self.started_s = time.monotonic()
         self.path = path
         self._trace = trace
         self._poller = Poller(trace.around if trace else untraced)
+        self._poller.seal = seal
         listener = local.listen(path, group)
         try:
             self.links = Links(self._poller, directory, listen, name)

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import click
 
-from dsm.cli import demo, directory, doctor, ls, node, rm, run, status, story
+from dsm.cli import demo, directory, doctor, keygen, ls, node, rm, run, status, story
 from dsm.constants import PROTOCOL_VERSION
 from dsm.errors import DsmError
 
@@ -28,7 +28,7 @@ def cli() -> None:
     """Distributed shared memory: one numpy array for the processes of many hosts."""
 
 
-for _module in (run, directory, node, status, ls, rm, story, doctor, demo):
+for _module in (run, directory, node, status, ls, rm, story, doctor, keygen, demo):
     cli.add_command(_module.command)
 cli.add_command(run.host_command)
 

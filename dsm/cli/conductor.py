@@ -62,6 +62,8 @@ class HostPart(Part):
     """It ends what it has started when its standard input ends, which does so with this process, too."""
 
     stop_s = 2 * STOP_TIMEOUT_S
+    told = b""
+    """What it reads first."""
 
 
 class Plan(Protocol):
@@ -154,6 +156,10 @@ class Conductor:
             except OSError as error:  # a script without its #! line, a process limit
                 raise CannotRun(f"cannot run {part.command[0]}: {error}") from error
             self._parts[process.pid] = part, process
+            if isinstance(part, HostPart) and process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # how it ended is told later
+                    process.stdin.write(part.told)
+                    process.stdin.flush()
         if self._timeout is not None:
             self._limit = time.monotonic() + self._timeout
 

@@ -10,11 +10,16 @@ from dsm import errors, local, wire
 from dsm.constants import CONNECT_TIMEOUT_S
 
 
-def ask_directory(address: str, question: wire.Query) -> dict[str, Any]:
-    """What the directory at ``address`` answers. Raises the error it answers with."""
+def ask_directory(address: str, question: wire.Query, key: Path | None) -> dict[str, Any]:
+    """What the directory at ``address`` answers, whose cluster has the ``key``. Raises the error it answers with."""
     from dsm import asking
 
-    return asking.ask(address, question, CONNECT_TIMEOUT_S)
+    seal = None
+    if key is not None:
+        from dsm.seal import Seal
+
+        seal = Seal(key)
+    return asking.ask(address, question, CONNECT_TIMEOUT_S, seal)
 
 
 def cluster_status(path: Path) -> dict[str, Any]:

@@ -62,6 +62,14 @@ _cmd = click.argument("cmd", metavar="[--] CMD...", nargs=-1, required=True, typ
 )
 @click.option("--node-list", metavar="HOSTS", help="Run on [USER@]HOST[:SLOTS],... or those in @FILE, one node each.")
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), default=1, show_default=True, help="Of the directory.")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    envvar="DSM_KEY",
+    show_envvar=True,
+    help="Key with which the hosts of --node-list know each other.  [default: a new one for this run]",
+)
+@click.option("--insecure", is_flag=True, help="Let the hosts of --node-list talk in plain text.")
 @_env
 @_prefix
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End all of it after that.")
@@ -71,6 +79,8 @@ def command(
     procs: int | None,
     node_list: str | None,
     shards: int,
+    key: Path | None,
+    insecure: bool,
     env: dict[str, str],
     prefix: bool,
     timeout: float | None,
@@ -90,7 +100,7 @@ def command(
         nodes = nodes or 1
         plan: Plan = _OneHost(cmd, procs or nodes, nodes, shards, env, prefix)
     elif nodes is None:
-        plan = _SeveralHosts(cmd, hosts.split(hosts.parse(node_list), procs), shards, env, prefix)
+        plan = _SeveralHosts(cmd, hosts.split(hosts.parse(node_list), procs), shards, _Key(key, insecure), env, prefix)
     else:
         raise click.UsageError("--nodes and --node-list exclude each other: each host of the list has one node")
     raise SystemExit(_conducted(plan, timeout, cmd[0]))
@@ -103,6 +113,7 @@ def command(
 @click.option("--first", type=int, required=True)
 @click.option("--count", type=int, required=True)
 @click.option("--world", type=int, required=True)
+@click.option("--key-bytes", type=int, required=True)
 @_env
 @_prefix
 @_cmd
@@ -113,18 +124,23 @@ def host_command(
     first: int,
     count: int,
     world: int,
+    key_bytes: int,
     env: dict[str, str],
     prefix: bool,
     cmd: tuple[str, ...],
 ) -> NoReturn:
-    """What ``dsm run --node-list`` starts on each host: a node and its ranks, until standard input ends."""
+    """What ``dsm run --node-list`` starts on each host: a node and its ranks, until standard input ends. That begins
+    with the key of the cluster, if there is one."""
 
     def end_with_input() -> None:
         while os.read(0, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
-    plan = _RanksOfHost(cmd, directory, listen, name, range(first, first + count), world, env, prefix)
+    key = b""
+    while len(key) < key_bytes and (more := os.read(0, key_bytes - len(key))):
+        key += more
+    plan = _RanksOfHost(cmd, directory, listen, name, range(first, first + count), world, key, env, prefix)
     raise SystemExit(_conducted(plan, None, cmd[0], end_with_input))
 
 
@@ -189,11 +205,34 @@ def _rank(
     return Part(f"rank {rank}", list(cmd), environment, prefix=f"[{rank}] ".encode() if prefix else None)
 
 
-def _directory(listen: str, shards: int) -> Iterator[tuple[str, launch.Service]]:
-    directory = launch.start_directory(listen, shards=shards)
+def _directory(
+    listen: str, shards: int, key: Path | None = None, insecure: bool = False
+) -> Iterator[tuple[str, launch.Service]]:
+    directory = launch.start_directory(listen, shards=shards, key=key, insecure=insecure)
     yield "the directory", directory
     for number in range(1, shards):
-        yield f"shard {number} of the directory", launch.start_directory(listen, shard_of=directory.address)
+        title = f"shard {number} of the directory"
+        yield title, launch.start_directory(listen, shard_of=directory.address, key=key, insecure=insecure)
+
+
+class _Key:
+    """What the hosts of a run know each other by: the file ``path``, a new key if there is none, or nothing."""
+
+    def __init__(self, path: Path | None, insecure: bool) -> None:
+        self.path = path
+        self.insecure = insecure
+        self.text = b""
+
+    def prepare(self, folder: Path) -> None:
+        """Have one."""
+        if self.insecure:
+            return
+        if self.path is None:
+            from dsm import seal
+
+            self.path = folder / "key"
+            seal.make(self.path)
+        self.text = self.path.read_bytes()
 
 
 class _OneHost:
@@ -243,10 +282,12 @@ class _RanksOfHost:
         name: str,
         ranks: range,
         world: int,
+        key: bytes,
         env: dict[str, str],
         prefix: bool,
     ) -> None:
         self._cmd = cmd
+        self._key = key
         self._directory = directory
         self._listen = listen
         self._name = name
@@ -257,7 +298,13 @@ class _RanksOfHost:
 
     def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
         socket = sockets / "node.sock"
-        node = launch.start_node(self._directory, listen=self._listen, socket=socket, name=self._name)
+        key = sockets / "key" if self._key else None
+        if key is not None:
+            key.touch(mode=0o600)
+            key.write_bytes(self._key)
+        node = launch.start_node(
+            self._directory, listen=self._listen, socket=socket, name=self._name, key=key, insecure=key is None
+        )
         yield f"the agent of {self._name}", node
 
     def parts(self, sockets: Path) -> list[Part]:
@@ -269,8 +316,9 @@ class _RanksOfHost:
 
 
 class _RanksElsewhere(HostPart):
-    def __init__(self, host: hosts.Host, arguments: list[str]) -> None:
+    def __init__(self, host: hosts.Host, arguments: list[str], key: bytes) -> None:
         super().__init__(f"host {host.login}", hosts.command_on(host, arguments), hosts.environment_here())
+        self.told = key
         self._host = host
 
     def explain(self, returncode: int) -> str:
@@ -287,11 +335,13 @@ class _SeveralHosts:
         cmd: tuple[str, ...],
         shares: list[tuple[hosts.Host, int, int]],
         shards: int,
+        key: _Key,
         env: dict[str, str],
         prefix: bool,
     ) -> None:
         self.directories = shards
         self._cmd = cmd
+        self._key = key
         self._shares = shares
         self._env = env
         self._prefix = prefix
@@ -299,7 +349,8 @@ class _SeveralHosts:
 
     def services(self, sockets: Path) -> Iterator[tuple[str, launch.Service]]:
         listen = hosts.meeting_point([host for host, _, _ in self._shares])
-        for title, service in _directory(listen, self.directories):
+        self._key.prepare(sockets)
+        for title, service in _directory(listen, self.directories, self._key.path, self._key.insecure):
             self._address = self._address or service.address
             yield title, service
 
@@ -310,6 +361,8 @@ class _SeveralHosts:
     def _part(self, host: hosts.Host, first: int, count: int, world: int) -> Part:
         where = ["--directory", self._address, "--listen", hosts.listening(host.ip), "--name", host.login]
         which = ["--first", str(first), "--count", str(count), "--world", str(world)]
+        which += ["--key-bytes", str(len(self._key.text))]
         variables = [word for name, value in self._env.items() for word in ("--env", f"{name}={value}")]
         prefix = ["--prefix"] if self._prefix else []
-        return _RanksElsewhere(host, ["run-host", *where, *which, *variables, *prefix, "--", *self._cmd])
+        command = ["run-host", *where, *which, *variables, *prefix, "--", *self._cmd]
+        return _RanksElsewhere(host, command, self._key.text)

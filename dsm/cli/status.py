@@ -32,7 +32,10 @@ _COUNTERS: Final = {
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--node", type=click.Path(path_type=Path), metavar="SOCKET", help="Socket of the agent to ask.")
 @click.option("--directory", metavar="ADDRESS", help="Ask this directory instead of an agent: tcp://HOST:PORT.")
-def command(as_json: bool, node: Path | None, directory: str | None) -> None:
+@click.option(
+    "--key", type=click.Path(path_type=Path), envvar="DSM_KEY", show_envvar=True, help="Key of that directory."
+)
+def command(as_json: bool, node: Path | None, directory: str | None, key: Path | None) -> None:
     """Show nodes and regions, and of the node that is asked faults by region and kind, and traffic.
 
     Asks the agent at DSM_NODE or at this user's default socket unless told otherwise.
@@ -40,7 +43,7 @@ def command(as_json: bool, node: Path | None, directory: str | None) -> None:
     if node and directory:
         raise click.UsageError("--node and --directory exclude each other")
     if directory:
-        status = {"directory": directory, "cluster": ask_directory(directory, _QUESTION)}
+        status = {"directory": directory, "cluster": ask_directory(directory, _QUESTION, key)}
     else:
         status = ask_node(node or local.socket_path(), _QUESTION)
     if as_json:

@@ -32,7 +32,7 @@ from interrupting import INTERRUPTED, listen, postponed
 from network import Hosts, missing
 from worker import RECORD, ROWS, SHARED, UNSOUND, WORDS
 
-from dsm import launch
+from dsm import launch, seal
 from dsm.constants import LEASE_S
 
 _HERE: Final = Path(__file__).resolve().parent
@@ -114,6 +114,7 @@ class Chaos:
         self._rows = itertools.count(1)
         self._heals: list[tuple[float, int, str, Callable[[], None]]] = []
         self._cut: Counter[int] = Counter()
+        seal.make(home / "key")
         self.directory = self._start_directory()
         self.nodes = {node: self._start_node(node) for node in range(1, nodes + 1)}
 
@@ -131,7 +132,7 @@ class Chaos:
     def _service(self, host: int, module: str, arguments: list[str]) -> Process:
         command, env = launch.program(module)
         name = f"{module}{host or ''}"
-        process, log = self._run(host, name, [*command, *arguments], env)
+        process, log = self._run(host, name, [*command, *arguments, "--key", str(self.home / "key")], env)
         return Process(process, name, log)
 
     def _start_directory(self) -> Process:

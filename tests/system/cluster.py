@@ -27,7 +27,8 @@ from typing import IO, Any, Final
 
 from interrupting import postponed
 
-from dsm import asking, launch, local, wire
+from dsm import asking, launch, local, seal, wire
+from dsm.seal import Seal
 
 LIMIT_S: Final = 60.0
 """The hard limit of one application, and of everything that is waited for. Nothing should ever come near it."""
@@ -157,9 +158,9 @@ class Child:
 
 class Cluster:
     """``nodes`` agents and a directory of ``shards`` (nothing at all if 0), and a folder with a short name for sockets
-    and files. ``lasting``: another directory can take the place of the one that there is."""
+    and files. ``lasting``: another directory can take the place of the one that there is. ``sealed``: it has a key."""
 
-    def __init__(self, nodes: int, shards: int = 1, *, lasting: bool = False) -> None:
+    def __init__(self, nodes: int, shards: int = 1, *, lasting: bool = False, sealed: bool = False) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # a socket path has 107 bytes at most
         self.mark = f"{_MARK}={uuid.uuid4()}"
         os.environ[_MARK] = self.mark.partition("=")[2]  # the launcher hands the environment on
@@ -171,14 +172,23 @@ class Cluster:
         self._files = 0
         self.shards: list[launch.Service] = []
         """Of the directory, beside its first."""
+        self.key = self.home / "key" if sealed else None
+        self.seal: Seal | None = None
+        if self.key is not None:
+            seal.make(self.key)
+            self.seal = Seal(self.key)
         self.state = self.home / "directory.state" if lasting else None
         if nodes:
-            self.directory = launch.start_directory(shards=shards, state=self.state, stderr=self._log("directory"))
+            self.directory = self._start_directory(launch.LOOPBACK, shards)
         for number in range(1, shards):
             log = self._log(f"shard{number}")
-            self.shards.append(launch.start_directory(shard_of=self.directory.address, stderr=log))
+            self.shards.append(launch.start_directory(shard_of=self.directory.address, key=self.key, stderr=log))
         for number in range(nodes):
             self.add_node(f"node{number}")
+
+    def _start_directory(self, address: str, shards: int = 1) -> launch.Service:
+        log = self._log("directory")
+        return launch.start_directory(address, shards=shards, state=self.state, key=self.key, stderr=log)
 
     def kill_directory(self) -> None:
         """Nothing that it has not written down is left of it."""
@@ -187,12 +197,13 @@ class Cluster:
 
     def begin_again(self) -> None:
         """Another directory takes its place."""
-        self.directory = launch.start_directory(self.directory.address, state=self.state, stderr=self._log("directory"))
+        self.directory = self._start_directory(self.directory.address)
 
     def add_node(self, name: str) -> launch.Service:
         """Start one more agent."""
         path = self.home / f"{len(self.nodes)}.sock"
-        node = launch.start_node(self.directory.address, socket=path, name=name, stderr=self._log(name))
+        log = self._log(name)
+        node = launch.start_node(self.directory.address, socket=path, name=name, key=self.key, stderr=log)
         self.nodes.append(node)
         return node
 
@@ -316,7 +327,7 @@ class Cluster:
             until(lambda node=node: self.all_gone(node), f"node {node} to close what it had of applications")  # type: ignore[misc]
         if nodes:
             # Of the directory itself: what a node tells an application may be too much for one message.
-            status = asking.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S)
+            status = asking.ask(self.directory.address, wire.Query(0, "status", 0, 0, 0), LIMIT_S, self.seal)
             for region in status["regions"]:
                 if not region["unlinked"]:
                     assert self.ask(wire.Unlink(0, region["name"]), nodes[0]) == wire.Ready()
