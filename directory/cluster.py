@@ -12,6 +12,7 @@ import struct
 from itertools import islice
 from typing import Any, Final
 
+from directory.copies import Copies, Extent, extents_of
 from directory.machine import Event, PageMachine
 from directory.members import TICK_S, Members, Node, Outgoing
 from directory.others import Others
@@ -45,6 +46,7 @@ class Cluster(Members):
         self._others = Others(shards)
         self._registry = Registry()
         self._sync = SyncMachine()
+        self._copies = Copies(self._described)
         self._sync_messages = self._sync.messages
         self._last_node = 0
         self._recovery: Recovery | None = None
@@ -63,6 +65,9 @@ class Cluster(Members):
             wire.Awaited: self._awaited,
             wire.Have: self._have,
             wire.Rebuilt: self._rebuilt,
+            wire.Drain: self._drain,
+            wire.Mirror: self._mirror,
+            wire.Taken: lambda node, m: self._told_to_take(self._copies.taken(node.number, tuple(m))),
         }
 
     # -- doors -------------------------------------------------------------------------------------------
@@ -177,7 +182,48 @@ class Cluster(Members):
             out += self._destroy(region, known)
         out += self._to_members(self._pages.forget_node(node.number, node.name))
         out += self._noted(self._to_members(self._sync.forget_node(node.number)))
-        return out + self._go_on()
+        return out + self._told_to_take(self._copies.forget_node(node.number)) + self._go_on()
+
+    # -- second copies -----------------------------------------------------------------------------------
+
+    def _drain(self, node: Node, _: wire.Drain) -> Outgoing:
+        """Names of jobs: that of a Drain is 0, of a Mirror its ticket."""
+
+        def left() -> wire.Drained:
+            runs = (run for region in self._registry.regions for run in self._pages.only_with(node.number, region))
+            return wire.Drained(sum(stop - start for start, stop in runs))
+
+        extents = [extent for region in self._registry.regions for extent in self._only_with(node, region)]
+        takers = [other for other in self._nodes if other != node.number]
+        return self._told_to_take(self._copies.begin(node.number, 0, extents, takers, left))
+
+    def _mirror(self, node: Node, m: wire.Mirror) -> Outgoing:
+        if not self._is_attached(node, m.region) or not m.ticket:
+            return [(node.identity, wire.failure(m.ticket, errors.RegionNotFound(f"there is no region {m.region}")))]
+        attached = self._registry.regions[m.region].nodes  # who has it anyway, if anybody
+        takers = [other for other in self._nodes if other != node.number]
+        takers = [other for other in takers if other in attached] or takers
+        extents = self._only_with(node, m.region)
+        done = self._copies.begin(node.number, m.ticket, extents, takers, lambda: wire.Granted(m.ticket, 0))
+        return self._told_to_take(done)
+
+    def _only_with(self, node: Node, region: int) -> list[Extent]:
+        runs = self._pages.only_with(node.number, region)
+        return [(region, start, count) for start, count in extents_of(runs, self._pages.per_extent(region))]
+
+    def _described(self, extent: Extent) -> wire.Take | None:
+        number, start, count = extent
+        region = self._registry.regions.get(number)
+        if region is None:
+            return None
+        return wire.Take(number, region.size, region.page_size, region.name, region.options, start, count)
+
+    def _told_to_take(self, outgoing: list[tuple[int, wire.Message]]) -> Outgoing:
+        for node, message in outgoing:
+            if isinstance(message, wire.Take) and node not in self._registry.regions[message.region].known:
+                self._registry.regions[message.region].known.add(node)
+                self.events.append((node, b"", message))
+        return self._to_members(outgoing)
 
     # -- beginning again ---------------------------------------------------------------------------------
 
@@ -231,6 +277,8 @@ class Cluster(Members):
             self._remove(self._nodes[message.node], message.reason)
         elif isinstance(message, wire.GoOn):
             self._unaccounted.clear()
+        elif isinstance(message, wire.Take):
+            self._registry.regions[message.region].known.add(number)
         elif isinstance(message, wire.Lost | wire.Restore):
             self._pages.again(message)
         else:
@@ -398,7 +446,7 @@ class Cluster(Members):
         if not self._pages.has_region(region):
             return []
         self._pages.remove_region(region)
-        out = self._others.destroyed(region)
+        out = self._others.destroyed(region) + self._told_to_take(self._copies.forget_region(region))
         return out + self._to_members([(node, wire.Destroy(region)) for node in sorted(told)])
 
     # -- questions ---------------------------------------------------------------------------------------

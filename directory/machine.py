@@ -559,6 +559,16 @@ class PageMachine:
             runs.append((a, b, self._names[self.holdings[number].owner]))
         return {"lost": runs, "until": start + count}
 
+    def only_with(self, node: int, region: int) -> list[tuple[int, int]]:
+        """The runs of pages ``(start, stop)`` of a region that nobody but ``node`` has."""
+        mine = 1 << node
+        touched = self._regions[region].table.touched_runs()
+        return [(start, stop) for start, stop, holding in touched if self.holdings[holding].copies == mine]
+
+    def per_extent(self, region: int) -> int:
+        """How many pages of a region an extent has."""
+        return self._regions[region].per_extent
+
     def owner_numbers(self, region: int, start: int, count: int) -> bytes:
         """Little-endian u16 node ids, one a page; what does not fit a message is cut off."""
         runs = self.owners(region, start, min(start + count, start + LOCAL_BYTES_MAX // 4))

@@ -378,6 +378,46 @@ class GoOn(NamedTuple):
     epoch: U32
 
 
+# --- second copies, of pages that only one node has (node -> directory, and back) -------------------------
+
+
+class Drain(NamedTuple):
+    """The sender is about to leave: others are to take what only it has. Answered with Drained."""
+
+
+class Drained(NamedTuple):
+    """That is done, but for ``left`` pages, which nobody could take."""
+
+    left: U64
+
+
+class Mirror(NamedTuple):
+    """What only the sender has of a region is to be on another node, too. Answered with Granted when it is."""
+
+    ticket: U32
+    region: U32
+
+
+class Take(NamedTuple):
+    """Fetch these pages of a region that the receiver may not know yet, and keep them."""
+
+    region: U32
+    size: U64
+    page_size: U32
+    name: Name
+    options: Options
+    start: U64
+    count: U32
+
+
+class Taken(NamedTuple):
+    """They have been here."""
+
+    region: U32
+    start: U64
+    count: U32
+
+
 # --- questions with one answer, in both worlds (node -> directory, application -> node) ---------------
 
 
@@ -676,7 +716,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Attach, Attached, Mapped, Ready, Prefetch, StatsQuery,
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
     Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset, Lease,
-    Rejoin, Rejoined, Awaited, Flush, Flushed, Have, Rebuilt, GoOn,
+    Rejoin, Rejoined, Awaited, Flush, Flushed, Have, Rebuilt, GoOn, Drain, Drained, Mirror, Take, Taken,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

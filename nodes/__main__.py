@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from dsm import constants, daemon, local, memory, uffd
-from dsm.errors import DsmError, Fenced, UserfaultfdUnavailable
+from dsm import constants, daemon, local, memory, uffd, wire
+from dsm.errors import DsmError, Fenced, UserfaultfdUnavailable, from_wire
 from dsm.trace import HELP, Trace
 from nodes.agent import Agent
 
@@ -39,6 +39,7 @@ _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 fo
 @click.option(
     "--with-parent", is_flag=True, help="End, with all attached applications, when the starting process ends."
 )
+@click.option("--drain", is_flag=True, help="Let the node at --socket leave: what only it has goes to others first.")
 @click.option("--exit-when-idle", is_flag=True, help="End when the last application has left.")
 def main(
     directory: str,
@@ -51,9 +52,13 @@ def main(
     trace_path: Path | None,
     ready_fd: int | None,
     with_parent: bool,
+    drain: bool,
     exit_when_idle: bool,
 ) -> None:
     """Serve shared memory to the applications of this host."""
+    if drain:
+        _drain(path or local.runtime_directory() / "node.sock")
+        return
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         seal = daemon.seal_for(listen, key, insecure)
         _check_host()
@@ -94,6 +99,28 @@ def main(
     finally:
         if trace:
             trace.write()
+
+
+def _drain(path: Path) -> None:
+    """Tell the node at ``path`` to leave, and wait until it has."""
+    from rich.console import Console
+
+    try:
+        with local.connect(path, constants.CONNECT_TIMEOUT_S) as sock:
+            local.send(sock, wire.Query(0, "drain", 0, 0, 0))
+            sock.settimeout(constants.CONNECT_TIMEOUT_S)
+            answer, fds = local.receive(sock)
+            local.close_all(fds)
+            if isinstance(answer, wire.Failure):
+                raise from_wire(answer.error, answer.text)
+            name = answer.value["name"] if isinstance(answer, wire.Answer) else "?"
+            sock.settimeout(None)
+            with Console(stderr=True).status(f"node {name!r} hands its pages over"):
+                sock.recv(1)  # the end of it
+    except (DsmError, OSError) as error:
+        print(f"dsm node: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    click.echo(f"node {name!r} has left")
 
 
 def _rejoin(join: Callable[[], Agent]) -> Agent:

@@ -23,9 +23,10 @@ from dsm.stream import Link
 from dsm.trace import Trace, untraced
 from nodes.applications import Applications
 from nodes.links import Links
-from nodes.memory import Mapping
+from nodes.memory import Mapping, RegionMemory
 from nodes.pager import Pager
 from nodes.rebuild import Rebuild
+from nodes.taking import Taking
 from nodes.tenure import Tenure
 from nodes.tracing import TracedOutlets, TracedUserfaultfd
 
@@ -81,7 +82,7 @@ class Agent:
             self.links.node,
             TracedOutlets(self.links, trace.around) if trace else self.links,
             time.perf_counter_ns,
-            finished=lambda mapping: self.applications.prefetched(mapping),
+            finished=self._finished,
             blame=self.blame,
             tell=_tell,
             story=trace.follow(story) if trace else story,
@@ -94,6 +95,7 @@ class Agent:
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
+        self._leaving = False
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
         self.applications = Applications(self, listener, group is not None)
@@ -107,7 +109,9 @@ class Agent:
             wire.Recall: lambda m: self.applications.recall(m),
             wire.Rejoined: self._rebuild.rejoined,
             wire.Flush: self._rebuild.flush,
-            wire.GoOn: self._rebuild.go_on,
+            wire.GoOn: self._go_on,
+            wire.Take: self._take,
+            wire.Drained: self._drained,
         }
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -128,8 +132,47 @@ class Agent:
                 self.path.parent.rmdir()
 
     def stop(self) -> None:
-        """Make :meth:`serve` return; may be called from a signal handler."""
+        """Make :meth:`serve` return; may be called from a signal handler. What only this node has goes to others first,
+        unless this is called once more, or there is nobody to ask."""
+        at_once = self._leaving or self._end_applications or self._exit_when_idle
+        if at_once or self.links.shards > 1 or not self.links.is_connected:
+            self._running = False
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Leave when others have what only this node has."""
+        self._leaving = True
+        self.links.send(wire.DIRECTORY, wire.Drain())
+
+    def _drained(self, m: wire.Drained) -> None:
+        if m.left:
+            log.warning("event=leaving lost_pages=%d reason='no other node could take them'", m.left)
         self._running = False
+
+    def _take(self, m: wire.Take) -> None:
+        """Fetch pages that another node is about to take along, or wants to be safe."""
+        region = self.pager.regions.get(m.region)
+        try:
+            if region is None:
+                region = RegionMemory(m.region, m.name, m.size, m.page_size, m.options, self.blame)
+                self.pager.add_region(region)
+        except (errors.DsmError, OSError) as error:
+            log.error("cannot take pages of region %r: %s", m.name, error)
+            self.links.send(wire.DIRECTORY, wire.Taken(m.region, m.start, m.count))
+        else:
+            Taking(self.pager, m, self.links).go_on()
+
+    def _finished(self, waiter: Any) -> None:
+        if type(waiter) is Taking:
+            waiter.came()
+        else:
+            self.applications.prefetched(waiter)
+
+    def _go_on(self, m: wire.GoOn) -> None:
+        self._rebuild.go_on(m)
+        if self._leaving:  # the directory has forgotten that
+            self.drain()
 
     def serve(self) -> None:
         """Serve until :meth:`stop`; then leave the cluster. Raises :class:`~dsm.errors.Fenced` if the directory sent us
@@ -185,7 +228,7 @@ class Agent:
         if pager.bulk:
             pager.send_frame()
         if self._exit_when_idle and self.applications.idle:
-            self.stop()
+            self._running = False
         return self._running
 
     def _heartbeat(self, now: float) -> None:
@@ -194,7 +237,7 @@ class Agent:
         self.applications.look_after(now)
         self.links.look_after()
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:
-            self.stop()
+            self._running = False
 
     # -- messages ----------------------------------------------------------------------------------------
 
@@ -271,15 +314,11 @@ class Agent:
         """The others go on without this node: nothing here may be read or written any more."""
         log.critical("fenced: %s; ending the applications that are attached", reason)
         self._fenced = self._end_applications = True
-        self.stop()
+        self._running = False
 
     def _leave(self) -> None:
         if self._end_applications:
             self.applications.end_all()
-        for region in self.pager.regions.values():
-            only_here = self.pager.machine.counts(region.number)["exclusive"]
-            if only_here and not self._end_applications:  # a launcher ends everybody: nobody will miss them
-                log.warning("leaving with the only copy of at least %d pages of region %r", only_here, region.name)
         self.pager.withdraw()  # before the others may go on without this node
         self.applications.close()
         self.links.close()

@@ -487,10 +487,23 @@ class Applications:
     def _query(self, connection: _Connection, m: wire.Query, _: list[int]) -> None:
         if m.what == "here":
             self._reply(connection, wire.Answer(0, {}))
+        elif m.what == "drain":
+            self._drain(connection)
         elif m.what == "story":
             self._ask(connection, m, lambda c, answer: self._story(c, m, answer))
         else:
             self._ask(connection, m, self._status if m.what == "status" else self._pass)
+
+    def _drain(self, connection: _Connection) -> None:
+        """Leave, if nobody needs this node any more; whoever asked waits for the end of the connection."""
+        attached = [other for other in self._connections | self._silent if other.mapping is not None]
+        if attached:
+            who = ", ".join(sorted({f"process {o.pid}" if o.pid else "one in another container" for o in attached}))
+            text = f"node {self._agent.name!r} has applications, which would wait for ever: end them first ({who})"
+            self._reply(connection, wire.failure(0, errors.InUse(text)))
+            return
+        self._reply(connection, wire.Answer(0, {"name": self._agent.name}))
+        self._agent.stop()
 
     def _story(self, connection: _Connection, m: wire.Query, answer: Any) -> None:
         if type(answer) is wire.Answer and m.region in self._agent.pager.regions:

@@ -175,6 +175,11 @@ class Links:
         self._shards[0].outgoing = self._first = Outgoing()
 
     @property
+    def is_connected(self) -> bool:
+        """Is there a directory to talk to?"""
+        return not self._away and all(shard.caller.connected for shard in self._shards)
+
+    @property
     def peers(self) -> list[int]:
         """The other nodes, as far as they are known here."""
         return list(self._members)

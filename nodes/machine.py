@@ -229,11 +229,14 @@ class NodeMachine:
             if state in lacking
         ]
 
-    def prefetch(self, number: int, start: int, stop: int, write: bool, waiter: Waiter) -> list[Effect]:
-        """Bring ``[start, stop)``, pages of one extent, here; Finished comes when all of them have been here."""
+    def prefetch(
+        self, number: int, start: int, stop: int, write: bool, waiter: Waiter, *, mapped: bool = True
+    ) -> list[Effect]:
+        """Bring ``[start, stop)``, pages of one extent, here; Finished comes when all of them have been here.
+        ``mapped``: the waiter has an address space into which they should be mapped."""
         region = self._regions[number]
         self._cause = "a prefetch"
-        prefetch = Prefetch(set(range(start, stop)), WRITE if write else READ, waiter)
+        prefetch = Prefetch(set(range(start, stop)), WRITE if write else READ, waiter, waiter if mapped else None)
         effects: list[Effect] = []
         self._go_on(region, prefetch, start, stop, effects)
         if prefetch.owed:
@@ -249,7 +252,7 @@ class NodeMachine:
                 prefetch.owed.difference_update(range(a, b))
             elif not state & PENDING:
                 effects += [
-                    self._ask(region, x, y, op, PREFETCH, prefetch.waiter) for x, y in _runs(prefetch.owed, a, b)
+                    self._ask(region, x, y, op, PREFETCH, prefetch.target) for x, y in _runs(prefetch.owed, a, b)
                 ]
         if not prefetch.owed:
             effects.append(Finished(prefetch.waiter))
@@ -259,7 +262,7 @@ class NodeMachine:
         not lost stay as they are. Finished comes when that is done."""
         region = self._regions[number]
         self._cause = "a reset"
-        prefetch = Prefetch(set(range(start, stop)), RESET, waiter)
+        prefetch = Prefetch(set(range(start, stop)), RESET, waiter, None)
         effects = self._reset(region, start, stop, prefetch)
         if prefetch.owed:
             region.prefetches.append(prefetch)

@@ -66,11 +66,12 @@ class Ask:
 
 class Prefetch:
     """An explicit prefetch, or a reset of lost pages (``op``: READ, WRITE or RESET); the pages ``owed`` have not been
-    here yet."""
+    here yet. ``target``: into whose memory they should be mapped, if anybody's."""
 
-    __slots__ = ("op", "owed", "waiter")
+    __slots__ = ("op", "owed", "target", "waiter")
 
-    def __init__(self, owed: set[int], op: int, waiter: Waiter) -> None:
+    def __init__(self, owed: set[int], op: int, waiter: Waiter, target: Waiter) -> None:
         self.owed = owed
         self.op = op
         self.waiter = waiter
+        self.target = target

@@ -77,7 +77,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.Region": "number pages per_extent table asks waiters held deferred prefetches lost",
         "nodes.Ask": "generation start stop op need left target parts over",
         "nodes.Part": "count owed acks acked closed next soon",
-        "nodes.Prefetch": "owed op waiter",
+        "nodes.Prefetch": "owed op waiter target",
         "nodes.Bulk": "_transfers",
         "directory.PageMachine": "_regions _names",
         "directory.Region": "pages per_extent table extents counts users",

@@ -156,7 +156,10 @@ class Faults:
     def _left(self, host: Host, hosts: list[Host]) -> None:
         if len(hosts) > 1:
             self._count("node that leaves", host)
-            host.leave(end_applications=self._chance.random() < 0.5)
+            if self._chance.random() < 0.7:
+                host.drain(end_applications=self._chance.random() < 0.5)
+            else:
+                host.leave(end_applications=self._chance.random() < 0.5)
             self._open += 1
             self._wait_until_out(host)
 

@@ -13,6 +13,7 @@ from nodes.applications import Applications
 from nodes.memory import Mapping, RegionMemory
 from nodes.pager import Pager
 from nodes.rebuild import Rebuild
+from nodes.taking import Taking
 from nodes.tenure import Tenure
 
 from .kernel import Pipe
@@ -72,6 +73,7 @@ class Host:
         self.end_applications = False
         self.busy = False  # its agent is in the middle of something
         self.rejected = 0
+        self.leaves = ""  # it waits for others to take what only it has; then what becomes of its applications
         self.processes: dict[int, Process] = {}
         self.runnable: dict[Thread, None] = {}
         self.stopped_until = 0
@@ -80,7 +82,7 @@ class Host:
             number,
             self.links,
             lambda: self.world.now,
-            finished=lambda mapping: self.applications.prefetched(mapping),
+            finished=self._finished,
             blame=self.blame,
             tell=lambda pid, line: self.world.note("tell pid %d: %s", pid, line),
         )
@@ -100,7 +102,9 @@ class Host:
             wire.Fenced: lambda m: self._fence(m.reason),
             wire.Rejoined: self._rebuild.rejoined,
             wire.Flush: self._rebuild.flush,
-            wire.GoOn: self._rebuild.go_on,
+            wire.GoOn: self._go_on,
+            wire.Take: self._take,
+            wire.Drained: lambda _: self._drained(),
             wire.Destroy: lambda m: self.pager.destroy(m.region),
             wire.Recall: lambda m: self.applications.recall(m),
         }
@@ -271,6 +275,32 @@ class Host:
     def _fence(self, _: str) -> None:
         self.world.note("n%d is fenced", self.number)
         self.end_applications = True
+        self._leave()
+
+    def _finished(self, waiter: Any) -> None:
+        if type(waiter) is Taking:
+            waiter.came()
+        else:
+            self.applications.prefetched(waiter)
+
+    def _take(self, m: wire.Take) -> None:
+        if m.region not in self.pager.regions:
+            self.pager.add_region(RegionMemory(m.region, m.name, m.size, m.page_size, m.options, self.blame))
+        Taking(self.pager, m, self.links).go_on()
+
+    def _go_on(self, m: wire.GoOn) -> None:
+        self._rebuild.go_on(m)
+        if self.leaves:
+            self.links.send(wire.DIRECTORY, wire.Drain())
+
+    def drain(self, end_applications: bool) -> None:
+        """As on SIGTERM, where there is a directory that can be asked."""
+        self.leaves = "end" if end_applications else "keep"
+        self.links.send(wire.DIRECTORY, wire.Drain())
+
+    def _drained(self) -> None:
+        self.end_applications = self.leaves == "end"
+        self.cluster.oracle.departed(self)
         self._leave()
 
     def leave(self, end_applications: bool) -> None:
