@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from directory.figures import figures
 from directory.journal import Journal
 from directory.service import Directory
 from directory.shard_service import DirectoryShard
@@ -26,6 +27,7 @@ _STATE = "Keep there what another directory needs to go on if this one is killed
 @click.option("--shards", type=click.IntRange(1, SHARDS_MAX), help="Processes that share the pages.  [default: 1]")
 @click.option("--shard-of", metavar="ADDRESS", help="Be one more shard of the directory that listens there.")
 @daemon.key_options
+@daemon.metrics_option
 @click.option("--state", "state_path", metavar="FILE", type=click.Path(path_type=Path), help=_STATE)
 @click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor on which the address is told once it is bound.")
@@ -36,6 +38,7 @@ def main(
     shard_of: str | None,
     key: Path | None,
     insecure: bool,
+    metrics: str | None,
     state_path: Path | None,
     trace_path: Path | None,
     ready_fd: int | None,
@@ -58,6 +61,8 @@ def main(
             if shard_of is None
             else DirectoryShard(listen, shard_of, trace, seal)
         )
+        if metrics:
+            daemon.serve_metrics(metrics, lambda: figures(directory.status()))
         daemon.on_stop(directory.stop)
         ready(directory.address)
     # As in a node: the loop makes no reference cycles on its way, and a full collection would be a pause for everybody.

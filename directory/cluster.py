@@ -22,6 +22,7 @@ from directory.sync import SyncMachine
 from dsm import constants, errors, wire
 from dsm.address import check_peer, is_loopback
 from dsm.geometry import pages_in, shard_of
+from dsm.logline import line
 from dsm.story import Story
 
 __all__ = ["TICK_S", "Cluster", "Outgoing"]
@@ -178,9 +179,11 @@ class Cluster(Members):
             self._unheard.pop(node.number, None)
             self._unaccounted.append((node.number, self._registry.known_to(node.number)))
         out = self._take_out(node, reason) + self._others.tell(left)
+        noted = len(self.events)
         for region, known in self._registry.forget_node(node.number).items():
             out += self._destroy(region, known)
         out += self._to_members(self._pages.forget_node(node.number, node.name))
+        self._tell_lost(noted)
         out += self._noted(self._to_members(self._sync.forget_node(node.number)))
         return out + self._told_to_take(self._copies.forget_node(node.number)) + self._go_on()
 
@@ -262,7 +265,7 @@ class Cluster(Members):
             self._nodes[number] = self._by_identity[session] = node  # nobody speaks in that conversation any more
         self._registry = remembered["registry"]
         self._sync = remembered["sync"]
-        regions = [(region.number, region.size, region.page_size) for region in self._registry.regions.values()]
+        regions = [(r.number, r.size, r.page_size, r.replicas) for r in self._registry.regions.values()]
         self._pages.recall(remembered["gone"], regions, remembered["lost"])
         self._unaccounted = remembered["unaccounted"]
 
@@ -293,8 +296,7 @@ class Cluster(Members):
         for node in self._nodes.values():
             node.heard_s = now
         self._recovery = Recovery(epoch, self._nodes)
-        names = ", ".join(repr(node.name) for node in self._nodes.values())
-        self.news.append(f"begins again, and waits for {names}")
+        self.news.append(line("restarted", waits_for=", ".join(node.name for node in self._nodes.values())))
 
     def _rejoin(self, identity: bytes, m: wire.Rejoin, now: float) -> Outgoing:
         node = self._nodes.get(m.node)
@@ -307,7 +309,7 @@ class Cluster(Members):
         self._unheard[node.number] = {answer[0]: answer for answer in node.answers}
         node.answers.clear()
         node.answers_read = 0
-        self.news.append(f"node {node.number} {node.name!r} is back")
+        self.news.append(line("returned", node=node.number, name=node.name))
         return [(identity, wire.Rejoined(node.heard, self._recovery.epoch))]
 
     def _awaited(self, node: Node, m: wire.Awaited) -> Outgoing:
@@ -357,17 +359,29 @@ class Cluster(Members):
         self._lose_unaccounted()
         for known in self._registry.regions.values():
             self._pages.used_by(known.number, known.known)
-        self.news.append("has found all pages again")
+        self.news.append(line("rebuilt"))
         out = [(node.identity, wire.GoOn(recovery.epoch)) for node in self._nodes.values()]
         early, self._early = self._early, []
         return out + [told for identity, message in early for told in self.step(identity, message, self.due_s)]
 
+    def _tell_lost(self, noted: int) -> None:
+        """Of the events since there were ``noted``, those about lost pages are news, too."""
+        pages: dict[tuple[int, str], int] = {}
+        for _, _, m in self.events[noted:]:
+            if isinstance(m, wire.Lost):
+                pages[m.region, m.node] = pages.get((m.region, m.node), 0) + m.count
+        for (number, node), count in pages.items():
+            region = self._registry.regions.get(number)
+            self.news.append(line("lost", region=region.name if region else number, pages=count, node=node))
+
     def _lose_unaccounted(self) -> None:
+        noted = len(self.events)
         for number, regions in self._unaccounted:
             for region in regions:
                 if self._pages.has_region(region):
                     self._pages.lose_the_rest(region, number)
         self._unaccounted.clear()
+        self._tell_lost(noted)
         self.events.append((0, b"", wire.GoOn(0)))  # one that begins again has not to do it again
 
     def _later(self, identity: bytes, message: wire.Message) -> Outgoing:
@@ -387,7 +401,7 @@ class Cluster(Members):
         except errors.DsmError as error:
             return self.malformed(identity, error)
         number, out = self._others.join(identity, m.address)
-        self.news.append(f"shard {number} joined from {m.address}")
+        self.news.append(line("shard_joined", shard=number, address=m.address))
         return out
 
     def _from_shard(self, identity: bytes, m: wire.Message, now: float) -> Outgoing:
@@ -403,11 +417,13 @@ class Cluster(Members):
 
     def _open(self, node: Node, m: wire.Open) -> Outgoing:
         try:
+            if m.options.get("replicas") and self._others.shards > 1:
+                raise errors.InvalidArgument("replicas need a directory of one shard")
             region, new = self._registry.open(node.number, m)
         except errors.DsmError as error:
             return [(node.identity, wire.failure(m.ticket, error))]
         if new:
-            self._pages.add_region(region.number, region.size, region.page_size)
+            self._pages.add_region(region.number, region.size, region.page_size, region.replicas)
         answer = wire.Opened(m.ticket, region.number, region.size, region.page_size, region.options)
         return self._others.opened(answer, new, (node.identity, answer))
 
@@ -466,7 +482,7 @@ class Cluster(Members):
 
     def _query(self, m: wire.Query, now: float) -> wire.Message:
         if m.what == "status":
-            return wire.Answer(m.ticket, self._status(now))
+            return wire.Answer(m.ticket, self.status(now))
         if m.what == "owners" and self._pages.has_region(m.region):
             return wire.Answer(m.ticket, {"owners": self._pages.owner_numbers(m.region, m.start, m.count)})
         if m.what == "lost" and self._pages.has_region(m.region):
@@ -488,8 +504,10 @@ class Cluster(Members):
         nodes = {str(node.number): node.name for node in islice(self._nodes.values(), constants.STORY_TOLD_MAX)}
         return wire.Answer(m.ticket, {"nodes": nodes, "directory": self._pages.story_of(m.region, m.start)})
 
-    def _status(self, now: float) -> dict[str, Any]:
-        names = {node.number: node.name for node in self._nodes.values()}
+    def status(self, now: float) -> dict[str, Any]:
+        """For people and for metrics. Another thread may ask, while this one goes on: hence the copies."""
+        members = list(self._nodes.values())
+        names = {node.number: node.name for node in members}
         nodes = [
             {
                 "id": node.number,
@@ -497,8 +515,9 @@ class Cluster(Members):
                 "address": node.address,
                 "applications": node.applications,
                 "silent_s": round(now - node.heard_s, 3),
+                "lease_s": round(max(0.0, constants.LEASE_S - (now - node.heard_s)), 3),
             }
-            for node in self._nodes.values()
+            for node in members
         ]
         regions = [
             {
@@ -508,18 +527,19 @@ class Cluster(Members):
                 "page_size": region.page_size,
                 "options": region.options,
                 "unlinked": region.unlinked,
-                "attached": sorted(names[node] for node in region.nodes),
+                "attached": sorted(names[node] for node in list(region.nodes) if node in names),
                 "pages": self._pages.counts(region.number),
             }
-            for region in self._registry.regions.values()
+            for region in list(self._registry.regions.values())
+            if self._pages.has_region(region.number)
         ]
-        counters = {
-            "transactions": self._pages.transactions,
-            "rejected": self.connections_rejected + self._rejected + self._pages.rejected + self._sync.rejected,
-        }
+        counters = self._counters()
+        counters["rejected"] += self._sync.rejected
+        recovery = self._recovery
+        away = sorted(recovery.away) if recovery is not None else []
         return {
             "directory": self.address,
-            "away": [names[node] for node in sorted(self._recovery.away)] if self._recovery is not None else [],
+            "away": [names[node] for node in away if node in names],
             "nodes": nodes,
             "regions": regions,
             "counters": counters,

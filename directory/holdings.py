@@ -24,12 +24,14 @@ STATE_NAMES: Final = ("untouched", "shared", "exclusive", "lost")
 class Holding(NamedTuple):
     """``owner`` supplies the data of a page; ``copies`` is the copyset as a bit mask of node ids, the owner's included.
 
-    A LOST page has no copies; ``owner`` is then the node that took the only one with it.
+    A LOST page has no copies; ``owner`` is then the node that took the only one with it. ``shadows``, of an EXCLUSIVE
+    page of a region with replicas, are the nodes that have kept what was in it before, should its owner be lost.
     """
 
     state: int
     owner: int
     copies: int
+    shadows: int = 0
 
     def __str__(self) -> str:
         if self.state == SHARED:
@@ -51,17 +53,22 @@ def nodes_in(copies: int) -> Iterator[int]:
 
 def _check(holding: Holding) -> None:
     """Single writer or many readers, and an owner that has what it owns: once for all pages that are held like this."""
-    state, owner, copies = holding
+    state, owner, copies, shadows = holding
     alone = copies == 1 << owner
+    if shadows and (state != EXCLUSIVE or shadows & copies):
+        raise Violation(f"no page may be held as {holding!r}")
     if not (copies >> owner & 1 if state == SHARED else alone if state == EXCLUSIVE else not copies):
         raise Violation(f"no page may be held as {holding}")
 
 
 def without(holding: Holding, node: int) -> Holding:
-    """What is left of a holding when a node takes its copy away for good."""
-    copies = holding.copies & ~(1 << node)
+    """What is left of a holding when a node takes its copy away for good. Where others have kept what was in the page
+    before, that is in it again."""
+    copies, shadows = holding.copies & ~(1 << node), holding.shadows & ~(1 << node)
     if copies == holding.copies:
-        return holding
+        return holding if shadows == holding.shadows else holding._replace(shadows=shadows)
+    if not copies and shadows:
+        return Holding(SHARED, next(nodes_in(shadows)), shadows)
     if not copies:
         return Holding(LOST, node, 0)
     return Holding(SHARED, holding.owner if holding.owner != node else _after(node, copies), copies)

@@ -41,6 +41,7 @@ from dsm.wire import (
     Refuse,
     Request,
     Restore,
+    Revive,
 )
 
 Outgoing = list[tuple[int, Message]]
@@ -136,10 +137,11 @@ def _runs(mask: int, base: int) -> Iterator[tuple[int, int]]:
 
 
 class _Region:
-    __slots__ = ("counts", "extents", "pages", "per_extent", "table", "users")
+    __slots__ = ("counts", "extents", "pages", "per_extent", "replicas", "table", "users")
 
-    def __init__(self, pages: int, per_extent: int) -> None:
+    def __init__(self, pages: int, per_extent: int, replicas: bool) -> None:
         self.pages = pages
+        self.replicas = replicas  # who gives a page up for a writer keeps what was in it
         self.per_extent = per_extent
         self.table = PageTable("I")
         self.extents: dict[int, _Extent] = {}
@@ -165,9 +167,9 @@ class PageMachine:
 
     # -- regions and nodes ---------------------------------------------------------------------------
 
-    def add_region(self, region: int, size: int, page_size: int) -> None:
+    def add_region(self, region: int, size: int, page_size: int, replicas: bool = False) -> None:
         """Begin to keep pages of a region; it costs nothing until they are touched."""
-        self._regions[region] = _Region(pages_in(size, page_size), pages_per_extent(page_size))
+        self._regions[region] = _Region(pages_in(size, page_size), pages_per_extent(page_size), replicas)
 
     def remove_region(self, region: int) -> None:
         """Forget every page of a region, and who waits for them."""
@@ -197,9 +199,26 @@ class PageMachine:
                     self._tell((self._now(), number, start, stop, "a holder is gone", before[holding], after, name))
                     if after.state == LOST:
                         self._note_lost(number, start, stop, after)
+                    elif before[holding].shadows and before[holding].copies == 1 << node:
+                        self._revive(number, region, start, stop, after, out)
             for index in list(region.extents):
                 self._drain(number, region, index, out)
         return out
+
+    def _revive(self, number: int, region: _Region, start: int, stop: int, after: Holding, out: Outgoing) -> None:
+        """Pages are lost, but not what was in them before: nodes have kept it. Not those that somebody has asked for
+        already, and which may be with him: he will tell."""
+        under_way = [t for extent in region.extents.values() for t in extent.active]
+        for t in sorted(under_way, key=lambda t: t.start):
+            if t.start < stop and start < t.stop:
+                out += [
+                    (keeper, Revive(number, start, t.start - start))
+                    for keeper in nodes_in(after.copies)
+                    if start < t.start
+                ]
+                start = max(start, t.stop)
+        if start < stop:
+            out += [(keeper, Revive(number, start, stop - start)) for keeper in nodes_in(after.copies)]
 
     def _abort(self, number: int, region: _Region, t: _Transaction, gone: int, out: Outgoing) -> bool:
         """Is this transaction over because a node has gone? Otherwise do for the node what it owed."""
@@ -214,9 +233,9 @@ class PageMachine:
 
     # -- beginning again -------------------------------------------------------------------------------
 
-    def recall(self, names: dict[int, str], regions: list[tuple[int, int, int]], lost: list[Lost]) -> None:
-        """Begin with the nodes that were here once, the ``regions`` (number, size, page size), and what was noted of
-        lost pages: of all others nobody has told yet."""
+    def recall(self, names: dict[int, str], regions: list[tuple[int, int, int, bool]], lost: list[Lost]) -> None:
+        """Begin with the nodes that were here once, the ``regions`` (number, size, page size, replicas), and what was
+        noted of lost pages: of all others nobody has told yet."""
         self._names = dict(names)
         for region in regions:
             self.add_region(*region)
@@ -345,15 +364,17 @@ class PageMachine:
         if stop < t.stop:
             extent.active.append(t._replace(start=stop))
         closed = t._replace(start=m.start, stop=stop)
+        held = self.holdings[t.before]
+        out: Outgoing = []
         if type(m) is Done:
             self._commit(m.region, region, closed, m)
-        elif t.op == READ:
-            held = self.holdings[t.before]
+        elif t.op == READ or (region.replicas and held.state == SHARED):
             self._tell((self._now(), m.region, m.start, stop, "given up by who asked", held, held, m))
+            if region.replicas:  # what they have kept is in the page again; who has a copy goes on with that
+                out += [(keeper, Revive(m.region, m.start, m.count)) for keeper in nodes_in(held.copies)]
         elif t.op == WRITE:  # the other copies were dropped for it, and the owner's is gone
             lost = self.holdings.number(Holding(LOST, t.supplier, 0))
             self._commit(m.region, region, closed._replace(after=lost), m)
-        out: Outgoing = []
         self._drain(m.region, region, index, out)
         return out
 
@@ -458,7 +479,7 @@ class PageMachine:
             )
             out.append((holding.owner, Fetch(number, generation, start, count, node, 0, True, need != FAULT)))
         elif action is Action.MOVE or action is Action.UPGRADE:
-            self._write(number, extent, w, before, 0 if has else holding.owner, out)
+            self._write(number, region, extent, w, before, 0 if has else holding.owner, out)
         elif action is Action.ZEROS:
             after = self.holdings.number(Holding(state, node, mine))
             self._set(number, region, start, stop, before, after)
@@ -480,12 +501,15 @@ class PageMachine:
         if len(self.holdings) > self._sweep_at:
             self._sweep()
 
-    def _write(self, number: int, extent: _Extent, w: _Waiting, before: int, supplier: int, out: Outgoing) -> None:
+    def _write(
+        self, number: int, region: _Region, extent: _Extent, w: _Waiting, before: int, supplier: int, out: Outgoing
+    ) -> None:
         """Invalidate every other copy; where the writer has none, the owner (``supplier``) hands its copy over."""
         node, generation, start, stop, op, need = w
         sharers = self.holdings[before].copies & ~(1 << node) & ~(1 << supplier if supplier else 0)
         count, acks = stop - start, sharers.bit_count()
-        after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node))
+        shadows = self.holdings[before].copies & ~(1 << node) if region.replicas else 0
+        after = self.holdings.number(Holding(EXCLUSIVE, node, 1 << node, shadows))
         self._open(
             number, extent, _Transaction(node, generation, start, start, stop, op, before, after, supplier, sharers)
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from directory.machine import PageMachine
 from dsm import constants, errors, wire
+from dsm.logline import line
 from dsm.story import text
 from dsm.wire import PAGES
 
@@ -103,6 +104,14 @@ class Members:
             out += self._remove(node, why)
         return out
 
+    def status(self, now: float) -> dict[str, Any]:
+        """For people and for metrics. Another thread may ask, while this one goes on."""
+        return {"counters": self._counters(), "nodes": [], "away": [], "regions": []}
+
+    def _counters(self) -> dict[str, int]:
+        rejected = self.connections_rejected + self._rejected + self._pages.rejected
+        return {"transactions": self._pages.transactions, "rejected": rejected}
+
     def story_of(self, region: int, page: int) -> str:
         """What happened to a page, as text for a log."""
         return text(self._pages.story_of(region, page)) if self._pages.has_region(region) else "of no region here"
@@ -139,7 +148,7 @@ class Members:
             out.append((node.identity, newcomer.told()))
         self._nodes[newcomer.number] = newcomer
         self._by_identity[newcomer.identity] = newcomer
-        self.news.append(f"node {newcomer.number} {newcomer.name!r} joined from {newcomer.address}")
+        self.news.append(line("joined", node=newcomer.number, name=newcomer.name, address=newcomer.address))
         return out
 
     def _heartbeat(self, node: Node, m: wire.Heartbeat) -> Outgoing:
@@ -153,5 +162,5 @@ class Members:
         """Strike a node off, and tell the others."""
         del self._nodes[node.number]
         del self._by_identity[node.identity]
-        self.news.append(f"node {node.number} {node.name!r} is gone: {reason}")
+        self.news.append(line("gone", node=node.number, name=node.name, reason=reason))
         return [(other.identity, wire.MemberLeft(node.number, reason)) for other in self._nodes.values()]

@@ -42,6 +42,11 @@ class Region:
         """Does it outlive its users?"""
         return bool(self.options.get("persist", True))
 
+    @property
+    def replicas(self) -> bool:
+        """Is what was released in it to outlive the loss of a node?"""
+        return bool(self.options.get("replicas", 0))
+
 
 class Registry:
     """Regions by name and by number."""
@@ -157,6 +162,8 @@ def _check_options(options: dict[str, Any]) -> None:
     shape, dtype = options.get("shape", []), options.get("dtype", "")
     if type(options.get("persist", True)) is not bool:
         raise InvalidArgument(f"persist is true or false, not {options['persist']!r}")
+    if options.get("replicas", 0) not in (0, 1) or type(options.get("replicas", 0)) is not int:
+        raise InvalidArgument(f"replicas is 0 or 1, not {options['replicas']!r}")
     if type(shape) is not list or not all(type(side) is int and side >= 0 for side in shape) or type(dtype) is not str:
         raise InvalidArgument(f"a shape is a list of whole numbers and a dtype a text, not {shape!r} and {dtype!r}")
 
@@ -186,6 +193,8 @@ def _difference(region: Region, m: Open) -> tuple[str, object, object] | None:
             return key, region.options.get(key), m.options[key]
     if m.size and m.size != region.size:
         return "size", region.size, m.size
+    if m.options.get("replicas", int(region.replicas)) != region.replicas:
+        return "replicas", int(region.replicas), m.options["replicas"]
     if m.options.get("persist", region.persists) != region.persists:
         return "persist", region.persists, m.options["persist"]
     return None

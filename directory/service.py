@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from directory.cluster import Cluster
 from directory.journal import Journal
@@ -64,6 +64,10 @@ class Directory:
         if self._journal is not None:
             self._journal.begin(cluster, now)
         return cluster
+
+    def status(self) -> dict[str, Any]:
+        """What this shard knows of the cluster, as ``dsm status`` has it; also for another thread."""
+        return self._cluster.status(time.monotonic())
 
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler."""

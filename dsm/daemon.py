@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from dsm.address import is_loopback
 from dsm.errors import DsmError, InvalidArgument
 
 if TYPE_CHECKING:
+    from dsm.metrics import Figure
     from dsm.seal import Seal
 
 
@@ -49,6 +50,18 @@ def key_options(command: Callable[..., Any]) -> Callable[..., Any]:
     key = click.option("--key", type=click.Path(path_type=Path), envvar="DSM_KEY", show_envvar=True, help=which)
     insecure = click.option("--insecure", is_flag=True, help="Listen to everybody who reaches --listen, in plain text.")
     return key(insecure(command))
+
+
+def metrics_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``metrics`` of a service."""
+    return click.option("--metrics", metavar="HOST:PORT", help="Serve figures for Prometheus there.")(command)
+
+
+def serve_metrics(address: str, collect: Callable[[], Iterable[Figure]]) -> None:
+    """See :func:`dsm.metrics.serve`."""
+    from dsm import metrics
+
+    metrics.serve(address, collect)
 
 
 def seal_for(listen: str, key: Path | None, insecure: bool) -> Seal | None:

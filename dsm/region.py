@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from dsm import client, geometry, local, memory, travel, wire
+from dsm import client, geometry, local, memory, release, travel, wire
 from dsm.constants import PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import InvalidArgument, NodeUnreachable, ProtocolError, RegionClosed
 from dsm.forking import Mapping, map_region
@@ -35,6 +35,7 @@ def attach(
     create: bool | None = None,
     page_size: int | None = None,
     persist: bool | None = None,
+    replicas: int | None = None,
 ) -> Region:
     """Attach to the region of shared memory called ``name``, on whichever host its data is.
 
@@ -59,6 +60,9 @@ def attach(
         Bytes that travel together, a multiple of 4096, 2 MiB at most. None: 4096, or what an existing region has.
     persist
         Whether the region outlives its last user. None: True, or what an existing region has.
+    replicas
+        1: what was written before a lock was released, a barrier reached, or :meth:`Region.flush` returned is on two
+        nodes, and outlives the loss of one. None: 0, or what an existing region has.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def attach(
         Each says what to do. Without ``DSM_NODE`` in the environment and without an agent on the user's default
         socket, a directory and node for this host are started.
     """
-    question = _question(name, size, shape, dtype, create, page_size, persist)
+    question = _question(name, size, shape, dtype, create, page_size, persist, replicas)
     connection = client.connect()
     try:
         attached, fds = connection.ask_for_descriptors(question, wire.Attached)
@@ -81,6 +85,8 @@ def attach(
     except BaseException:
         connection.close()
         raise
+    if mapping.options.get("replicas"):
+        release.add(mapping)
     return Region(pages, mapping)
 
 
@@ -157,6 +163,19 @@ class Region:
         if first < last:
             self._mapping.connection.wait(wire.Prefetch(first, last, bool(write)))
         del pages
+
+    @property
+    def replicas(self) -> int:
+        """On how many other nodes what was released is kept."""
+        return int(self._mapping.options.get("replicas", 0))
+
+    def flush(self) -> None:
+        """Return when all that this node has of it is on another node, too (``replicas=1``; else at once).
+
+        Releasing a lock and waiting at a barrier do the same. Where there is one node only, nothing is kept elsewhere.
+        """
+        self._open()
+        release.mirror(self._mapping)
 
     def lost(self) -> list[tuple[int, int, str]]:
         """What of it is lost: byte ranges ``(start, stop, node)``, of which ``node`` had the only copy and is gone.
@@ -251,6 +270,7 @@ def _question(
     create: bool | None,
     page_size: int | None,
     persist: bool | None,
+    replicas: int | None,
 ) -> wire.Attach:
     client.check_name(name, "region")
     if create not in (None, True, False):
@@ -266,6 +286,8 @@ def _question(
         raise InvalidArgument("dtype needs a shape: give shape=, or leave dtype out and use region.ndarray()")
     if persist is not None:
         options["persist"] = bool(persist)
+    if replicas is not None:
+        options["replicas"] = _integer(replicas, "replicas")
     geometry.check_size(1 if asked is None else min(asked, REGION_BYTES_MAX), unit)
     if asked is None:
         if create:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from dsm import client, travel, wire
+from dsm import client, release, travel, wire
 from dsm.constants import NAME_CHARS_MAX
 from dsm.errors import BrokenBarrier, InvalidArgument, LockNotHeld, OwnerDied
 
@@ -154,7 +154,10 @@ class _BaseLock(_Primitive):
 
     def _give_back(self, connection: client.Connection, died: bool) -> None:
         try:
-            connection.ask(wire.Release(self.name, died), wire.Ready)
+            try:
+                release.mirror_all()
+            finally:
+                connection.ask(wire.Release(self.name, died), wire.Ready)
         except BaseException:
             connection.close()
             raise
@@ -369,6 +372,7 @@ class Condition:
         how = wire.FOREVER if patience is None else wire.TIMED
         connection, state = self._lock._set_aside()
         try:
+            release.mirror_all()
             question = wire.WaitOn(self.name, self._lock.name, how, *_me())
             answer = connection.wait(question, patience)
         except BaseException:
@@ -589,6 +593,7 @@ class Barrier(_Primitive):
             timeout = self._timeout
         patience = None if timeout is None else max(0.0, timeout)
         how = wire.FOREVER if patience is None else wire.TIMED
+        release.mirror_all()
         question = wire.Arrive(0, self.name, self._parties, how, self._action is not None, *_me())
         with client.borrowed() as connection:
             answer = connection.wait(question, patience)

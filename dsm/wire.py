@@ -220,6 +220,15 @@ class Restore(NamedTuple):
     requester: U16
 
 
+class Revive(NamedTuple):
+    """To a node that has kept what was in these pages before another one wrote: that one is lost, so that is in them
+    again, and they are here, shared. Those that are here anyway stay as they are."""
+
+    region: U32
+    start: U64
+    count: U32
+
+
 # --- pages: node -> node --------------------------------------------------------------------------
 
 
@@ -717,6 +726,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
     Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset, Lease,
     Rejoin, Rejoined, Awaited, Flush, Flushed, Have, Rebuilt, GoOn, Drain, Drained, Mirror, Take, Taken,
+    Revive,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

@@ -16,8 +16,10 @@ import click
 
 from dsm import constants, daemon, local, memory, uffd, wire
 from dsm.errors import DsmError, Fenced, UserfaultfdUnavailable, from_wire
+from dsm.logline import line
 from dsm.trace import HELP, Trace
 from nodes.agent import Agent
+from nodes.figures import figures
 
 log = logging.getLogger("dsm.node")
 
@@ -31,6 +33,7 @@ _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 fo
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Unix socket for applications.")
 @click.option("--name", help="Name of this node, unique in the cluster.  [default: the host's name]")
 @daemon.key_options
+@daemon.metrics_option
 @click.option("--group", help="Let the members of this Unix group use the node, too.")
 @click.option("--trace", "trace_path", type=click.Path(path_type=Path), help=HELP)
 @click.option(
@@ -48,6 +51,7 @@ def main(
     name: str | None,
     key: Path | None,
     insecure: bool,
+    metrics: str | None,
     group: str | None,
     trace_path: Path | None,
     ready_fd: int | None,
@@ -78,6 +82,8 @@ def main(
             seal=seal,
         )
         agent = join()
+        if metrics:
+            daemon.serve_metrics(metrics, lambda: figures(agent))
         daemon.on_stop(agent.stop)
         ready(agent.links.address)
     # The loop makes no reference cycles on its way; a full collection in the middle of a fault would be a pause.
@@ -134,7 +140,7 @@ def _rejoin(join: Callable[[], Agent]) -> Agent:
             time.sleep(constants.HEARTBEAT_S)
         else:
             daemon.on_stop(agent.stop)
-            log.warning("event=rejoined node=%d name=%s", agent.links.node, agent.name)
+            log.warning("%s", line("rejoined", node=agent.links.node, name=agent.name))
             return agent
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dsm import constants, daemon, errors, local, memory, wire
+from dsm.logline import line
 from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
 from dsm.stream import Link
@@ -131,6 +132,10 @@ class Agent:
             with contextlib.suppress(OSError):  # another node's socket is still in it
                 self.path.parent.rmdir()
 
+    def lease_left_s(self, now: float) -> float:
+        """How long the directory is sure to count this node as a member."""
+        return self._tenure.left_s(now)
+
     def stop(self) -> None:
         """Make :meth:`serve` return; may be called from a signal handler. What only this node has goes to others first,
         unless this is called once more, or there is nobody to ask."""
@@ -147,7 +152,7 @@ class Agent:
 
     def _drained(self, m: wire.Drained) -> None:
         if m.left:
-            log.warning("event=leaving lost_pages=%d reason='no other node could take them'", m.left)
+            log.warning("%s", line("leaving", lost_pages=m.left, reason="no other node could take them"))
         self._running = False
 
     def _take(self, m: wire.Take) -> None:
@@ -312,7 +317,7 @@ class Agent:
 
     def _fence(self, reason: str) -> None:
         """The others go on without this node: nothing here may be read or written any more."""
-        log.critical("fenced: %s; ending the applications that are attached", reason)
+        log.critical("%s", line("fenced", reason=reason))
         self._fenced = self._end_applications = True
         self._running = False
 

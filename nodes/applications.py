@@ -127,6 +127,7 @@ class Applications:
             wire.Hold: self._hold,
             wire.Prefetch: lambda c, m, _: self._fetch(c, m, wire.WRITE if m.write else wire.READ),
             wire.Reset: lambda c, m, _: self._fetch(c, m, wire.RESET),
+            wire.Mirror: self._mirror,
             wire.StatsQuery: self._stats,
             wire.Query: self._query,
             wire.Unlink: self._unlink,
@@ -322,7 +323,9 @@ class Applications:
         self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
         connection.ticket = ticket
         # It may wait for other applications as long as it takes.
-        waits = type(message) is wire.Arrive or (type(message) is wire.Acquire and message.wait != wire.TRY)
+        waits = type(message) in (wire.Arrive, wire.Mirror) or (
+            type(message) is wire.Acquire and message.wait != wire.TRY
+        )
         self._tickets[ticket] = (connection, then, math.inf if waits else time.monotonic())
         self._to_directory(message._replace(ticket=ticket))
         return ticket
@@ -469,6 +472,11 @@ class Applications:
             mapping.prefetch = None
             lost = pager.machine.lost(number, job.start, job.stop) if job.op != wire.RESET else None
             self._reply(job.connection, wire.Ready() if lost is None else _page_lost(mapping.region, *lost))
+
+    def _mirror(self, connection: _Connection, m: wire.Mirror, _: list[int]) -> None:
+        if connection.mapping is None:
+            raise errors.ProtocolError("Mirror is for the region attached on this connection: there is none")
+        self._ask(connection, m._replace(region=connection.mapping.region.number), self._pass)
 
     def _stats(self, connection: _Connection, _: wire.StatsQuery, __: list[int]) -> None:
         if connection.mapping is None:

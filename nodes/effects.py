@@ -99,4 +99,12 @@ class Renew(NamedTuple):
     count: int
 
 
-Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold | Finished | Poison | Renew
+class Revive(NamedTuple):
+    """What was in these pages, before they were given up for another writer, is in them again, read-only."""
+
+    region: int
+    start: int
+    count: int
+
+
+Effect = Install | Resume | Unprotect | Supply | Expedite | Drop | Send | Hold | Finished | Poison | Renew | Revive

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dsm import wire
 from dsm.errors import Violation
 from dsm.geometry import pages_per_extent, split
 from dsm.pagetable import PageTable
@@ -58,6 +59,7 @@ from nodes.effects import (
     Poison,
     Renew,
     Resume,
+    Revive,
     Send,
     Supply,
     Unprotect,
@@ -113,6 +115,7 @@ class NodeMachine:
             Orphan: self._orphan,
             Lost: self._lost,
             Restore: self._restore,
+            wire.Revive: self._revive,
         }
         self.messages = frozenset((*self._handlers, MemberLeft))
         """The kinds of message that :meth:`step` takes; asked for each message of the directory."""
@@ -635,6 +638,15 @@ class NodeMachine:
                 effects.append(Renew(m.region, a, b - a))
         self._forget_lost(region, m.start, stop)
         return [*effects, Send(m.requester, Ack(m.region, m.generation, m.start, self.me))]
+
+    def _revive(self, region: _Region, m: wire.Revive) -> list[Effect]:
+        """Who had taken these pages from here is lost."""
+        effects: list[Effect] = []
+        for a, b, state in region.table.runs(m.start, m.start + m.count):
+            if not state & HELD:
+                self._move(region, a, b, pages.REVIVE)
+                effects.append(Revive(m.region, a, b - a))
+        return effects
 
     @staticmethod
     def _forget_lost(region: _Region, start: int, stop: int) -> None:

@@ -71,14 +71,18 @@ class RegionMemory:
         self._length = self.pages * page_size
         self._blame = blame
         self._withheld = -1  # a memory file, while suspended
+        # What was in pages that were given up for other writers, where the region has replicas.
+        replicas = options.get("replicas", 0)
+        self._shadows = memory.create_memfd(f"dsm-shadows:{name}"[:200], self._length) if replicas else -1
 
     def close(self) -> None:
         """Give the memory back."""
         for mapping in self.mappings:
             mapping.uffd.close()
         os.close(self.memfd)
-        if self._withheld >= 0:
-            os.close(self._withheld)
+        for fd in (self._withheld, self._shadows):
+            if fd >= 0:
+                os.close(fd)
 
     # -- markers -----------------------------------------------------------------------------------------
 
@@ -190,6 +194,21 @@ class RegionMemory:
     def drop(self, start: int, count: int) -> None:
         """Take pages out of every local application: what was written to them must have been read before."""
         memory.punch_hole(self.memfd, start * self.page_size, count * self.page_size)
+
+    def give_up(self, start: int, count: int) -> None:
+        """As :meth:`drop`, for another writer: where the region has replicas, what is in the pages is kept aside."""
+        if self._shadows >= 0:
+            for page in range(start, start + count):
+                if memory.is_present(self.memfd, page * self.page_size):  # else it has never come
+                    os.pwrite(self._shadows, self.read(page, 1), page * self.page_size)
+        self.drop(start, count)
+
+    def revive(self, start: int, count: int) -> None:
+        """What was kept aside of these pages is in them again."""
+        offset, length = start * self.page_size, count * self.page_size
+        self._arm(offset, length)
+        for at in range(offset, offset + length, FRAME_BYTES):
+            os.pwrite(self.memfd, os.pread(self._shadows, min(FRAME_BYTES, offset + length - at), at), at)
 
     def poison(self, mapping: Mapping, page: int) -> None:
         """Make touching a page, which is absent, a SIGBUS."""

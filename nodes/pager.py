@@ -80,6 +80,7 @@ class Pager:
             effects.Hold: self._hold,
             effects.Finished: lambda e: self._over.append(e.waiter),
             effects.Poison: self._poison,
+            effects.Revive: lambda e: self.regions[e.region].revive(e.start, e.count),
             effects.Renew: lambda e: self.regions[e.region].renew(e.start, e.count),
         }
 
@@ -112,7 +113,7 @@ class Pager:
         self.run(self.machine.step(m))
         for frame in self.bulk.cancel(requester=m.node):
             if not frame.fetch.keep and not self._is_void(frame):
-                self.regions[frame.fetch.region].drop(frame.start, frame.count)
+                self.regions[frame.fetch.region].give_up(frame.start, frame.count)
 
     def suspend(self) -> None:
         """No page may be read or written here until :meth:`resume`; nor may the caller have anything done with one."""
@@ -245,7 +246,7 @@ class Pager:
 
     def _drop(self, e: effects.Drop) -> None:
         region = self.regions[e.region]
-        region.drop(e.start, e.count)
+        region.give_up(e.start, e.count)
         region.stats.invalidations += e.count
 
     def _send(self, e: effects.Send) -> None:
@@ -287,7 +288,7 @@ class Pager:
     def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
         payload = region.read(start, count)
         if not fetch.keep:  # before it is sent: the requester may write as soon as it has arrived
-            region.drop(start, count)
+            region.give_up(start, count)
             region.stats.invalidations += count
         data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
         self._links.send_pages(fetch.requester, data, payload, bulk)

@@ -50,9 +50,29 @@ AWAIT: Final = Rule("granted, others have it still", {SHARED | WRITING: SHARED |
 ALONE: Final = Rule("every other copy is gone", {SHARED | WRITING: EXCLUSIVE | WRITING})
 CLOSE: Final = Rule("done", {SHARED | READING: SHARED, EXCLUSIVE | WRITING: EXCLUSIVE})
 """The directory is told Done."""
-UPGRADE: Final = Rule("granted without data", {SHARED | WRITING: EXCLUSIVE})
-REFUSE: Final = Rule("refused", {WRITING: ABSENT, SHARED | EVICTING: SHARED, EVICTING: ABSENT, RESETTING: ABSENT})
+UPGRADE: Final = Rule("granted without data", {SHARED | WRITING: EXCLUSIVE, SHARED | READING: SHARED})
+REFUSE: Final = Rule(
+    "refused",
+    {
+        WRITING: ABSENT,
+        SHARED | EVICTING: SHARED,
+        EVICTING: ABSENT,
+        RESETTING: ABSENT,
+        SHARED | RESETTING: SHARED,
+        SHARED | WRITING: SHARED,
+    },
+)
 GIVE_UP: Final = Rule("given up, the owner has gone", {READING: ABSENT, WRITING: ABSENT})
+REVIVE: Final = Rule(
+    "as it was before, who wrote it is lost",
+    {
+        ABSENT: SHARED,
+        READING: SHARED | READING,
+        WRITING: SHARED | WRITING,
+        RESETTING: SHARED | RESETTING,
+        LOST: SHARED,
+    },
+)
 FORGET: Final = Rule(
     "no longer asked for, the directory begins again",
     {
@@ -64,6 +84,7 @@ FORGET: Final = Rule(
         SHARED | EVICTING: SHARED,
         EXCLUSIVE | WRITING: EXCLUSIVE,
         RESETTING: ABSENT,
+        SHARED | RESETTING: SHARED,
         LOST | RESETTING: LOST,
     },
 )
@@ -79,16 +100,40 @@ DROP: Final = Rule("dropped", {SHARED | EVICTING: ABSENT})
 """An eviction is granted."""
 SUPPLY: Final = Rule(
     "sent, kept",
-    {EXCLUSIVE: SHARED, SHARED: SHARED, SHARED | WRITING: SHARED | WRITING, SHARED | EVICTING: SHARED | EVICTING},
+    {
+        EXCLUSIVE: SHARED,
+        SHARED: SHARED,
+        SHARED | READING: SHARED | READING,
+        SHARED | WRITING: SHARED | WRITING,
+        SHARED | EVICTING: SHARED | EVICTING,
+        SHARED | RESETTING: SHARED | RESETTING,
+    },
 )
 HAND_OVER: Final = Rule(
-    "sent, dropped", {EXCLUSIVE: ABSENT, SHARED: ABSENT, SHARED | WRITING: WRITING, SHARED | EVICTING: EVICTING}
+    "sent, dropped",
+    {
+        EXCLUSIVE: ABSENT,
+        SHARED: ABSENT,
+        SHARED | READING: READING,
+        SHARED | WRITING: WRITING,
+        SHARED | EVICTING: EVICTING,
+        SHARED | RESETTING: RESETTING,
+    },
 )
-INVALIDATE: Final = Rule("invalidated", {SHARED: ABSENT, SHARED | WRITING: WRITING, SHARED | EVICTING: EVICTING})
+INVALIDATE: Final = Rule(
+    "invalidated",
+    {
+        SHARED: ABSENT,
+        SHARED | READING: READING,
+        SHARED | WRITING: WRITING,
+        SHARED | EVICTING: EVICTING,
+        SHARED | RESETTING: RESETTING,
+    },
+)
 
 RULES: Final = (
     *ASK.values(), COMPLETE, ARRIVE, ARRIVE_ALONE, AWAIT, ALONE, CLOSE, UPGRADE, REFUSE, GIVE_UP, LOSE, DROP, SUPPLY,
-    HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE, FORGET,
+    HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE, FORGET, REVIVE,
 )  # fmt: skip
 
 STATES: Final = tuple(sorted({state for rule in RULES for pair in rule.next.items() for state in pair}))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from dsm import wire
 from dsm.constants import PACKED_BYTES_MAX
+from dsm.logline import line
 from nodes.outgoing import Said
 from nodes.pager import Pager
 
@@ -59,7 +60,7 @@ class Rebuild:
 
     def begin(self) -> None:
         """The directory has forgotten the conversation with this node."""
-        self._tell("event=returning reason='the directory was restarted: faults wait until it has found all pages'")
+        self._tell(line("returning", reason="the directory was restarted: faults wait until it has found all pages"))
         self._epoch = -1
         self._awaited = None
         self._pager.freeze()
@@ -120,4 +121,4 @@ class Rebuild:
         self._epoch = -1
         self._links.go_on()
         self._pager.thaw()
-        self._tell("event=returned reason='the directory has found all pages'")
+        self._tell(line("returned", reason="the directory has found all pages"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dsm import wire
+from dsm.logline import line
 from nodes.lease import Lease
 from nodes.pager import Pager
 
@@ -44,7 +45,7 @@ class Tenure:
         """To be called at least with every heartbeat."""
         if not self.suspended and self._lease.left_s(now) <= 0:
             self.suspended = True
-            self._tell("event=suspended reason='no word of the directory for a lease: applications wait'")
+            self._tell(line("suspended", reason="no word of the directory for a lease: applications wait"))
             self._pager.suspend()
             self._applications.suspend()
 
@@ -53,7 +54,7 @@ class Tenure:
         self._lease.renewed(m)
         if self.suspended and self._lease.left_s(now) > 0:
             self.suspended = False
-            self._tell("event=resumed reason='the directory is there again, and counts this node as a member'")
+            self._tell(line("resumed", reason="the directory is there again, and counts this node as a member"))
             self._pager.resume()
             self._applications.resume()
             held_back, self._held_back = self._held_back, []

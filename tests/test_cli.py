@@ -143,8 +143,22 @@ STATUS: dict[str, Any] = {
     "directory": "tcp://10.0.0.1:7400",
     "cluster": {
         "nodes": [
-            {"id": 1, "name": "a", "address": "tcp://10.0.0.1:7401", "applications": 3, "silent_s": 0.2},
-            {"id": 2, "name": "b", "address": "tcp://10.0.0.2:7401", "applications": 0, "silent_s": 9.04},
+            {
+                "id": 1,
+                "name": "a",
+                "address": "tcp://10.0.0.1:7401",
+                "applications": 3,
+                "silent_s": 0.2,
+                "lease_s": 14.8,
+            },
+            {
+                "id": 2,
+                "name": "b",
+                "address": "tcp://10.0.0.2:7401",
+                "applications": 0,
+                "silent_s": 9.04,
+                "lease_s": 5.96,
+            },
         ],
         "regions": [
             {
@@ -201,8 +215,8 @@ def test_status_as_tables(dsm: Dsm, agent: Agent, capsys: pytest.CaptureFixture[
     agent(wire.Answer(0, STATUS))
     assert dsm("status") == 0
     shown = capsys.readouterr().out
-    assert row(shown, "1", "a") == ["1", "a", "tcp://10.0.0.1:7401", "3", "up", "0.2", "s", "ago"]
-    assert row(shown, "2", "b") == ["2", "b", "tcp://10.0.0.2:7401", "0", "late", "9.0", "s", "ago"]
+    assert row(shown, "1", "a") == ["1", "a", "tcp://10.0.0.1:7401", "3", "up", "0.2", "s", "ago", "15", "s"]
+    assert row(shown, "2", "b") == ["2", "b", "tcp://10.0.0.2:7401", "0", "late", "9.0", "s", "ago", "6", "s"]
     assert row(shown, "grid[0]") == ["grid[0]", "1.5", "GiB", "4", "KiB", "11", "5", "6", "0", "a,", "b"]
     assert row(shown, "late", "41")[2:4] == ["answers", "to"]
     assert row(shown, "l") == ["l", "lock", "2", "1", "process", "7", "False"]

@@ -66,9 +66,9 @@ def test_the_vocabulary_does_not_load_the_library() -> None:
 
 def test_attach_takes_what_the_design_says() -> None:
     parameters = inspect.signature(dsm.attach).parameters
-    assert list(parameters) == ["name", "size", "shape", "dtype", "create", "page_size", "persist"]
+    assert list(parameters) == ["name", "size", "shape", "dtype", "create", "page_size", "persist", "replicas"]
     by_keyword = [name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    assert by_keyword == ["shape", "dtype", "create", "page_size", "persist"]
+    assert by_keyword == ["shape", "dtype", "create", "page_size", "persist", "replicas"]
 
 
 def test_help_of_attach_explains_every_parameter_and_names_real_errors() -> None:
@@ -89,6 +89,8 @@ def test_region_has_what_the_design_says() -> None:
             "size",
             "page_size",
             "persist",
+            "replicas",
+            "flush",
             "buf",
             "array",
             "ndarray",

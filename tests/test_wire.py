@@ -87,6 +87,7 @@ LAYOUT = """
     Mirror(ticket, region)
     Take(region, size, page_size, name, options, start, count)
     Taken(region, start, count)
+    Revive(region, start, count)
 """
 """Version 4 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""

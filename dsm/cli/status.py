@@ -62,7 +62,7 @@ def _print(status: dict[str, Any]) -> None:
     if node:
         up_s = float(node.get("uptime_s", 0))
         out.print(f"this node  {node.get('name', '?')} (pid {node.get('pid', '?')}, up {up_s:.0f} s)", markup=False)
-    out.print(_nodes(cluster.get("nodes", [])))
+    out.print(_nodes(cluster.get("nodes", []), cluster.get("away", [])))
     out.print(_regions(cluster.get("regions", [])))
     for title in ("shards", "primitives"):
         if cluster.get(title):
@@ -93,13 +93,18 @@ def _of_this_node(regions: dict[str, dict[str, Any]], counters: dict[str, int]) 
         yield table("messages this node did not take", ("what", "count", "meaning"), rows, numbers={1})
 
 
-def _nodes(nodes: list[dict[str, Any]]) -> Table:
+def _nodes(nodes: list[dict[str, Any]], away: list[str]) -> Table:
+    """A node's number is new each time that it becomes a member: its epoch. ``away``: they are to come back to a
+    directory that begins again."""
     rows = []
     for node in nodes:
         silent = float(node.get("silent_s", 0))
         state = "late" if silent > _LATE_S else "up"
-        rows.append((*_fields(node, "id", "name", "address", "applications"), state, f"{silent:.1f} s ago"))
-    return table("nodes", ("id", "name", "address", "applications", "state", "last heartbeat"), rows, numbers={0, 3})
+        state = "away" if node.get("name") in away else state
+        lease = f"{float(node.get('lease_s', 0)):.0f} s"
+        rows.append((*_fields(node, "id", "name", "address", "applications"), state, f"{silent:.1f} s ago", lease))
+    columns = ("epoch", "name", "address", "applications", "state", "last heartbeat", "lease")
+    return table("nodes", columns, rows, numbers={0, 3, 6})
 
 
 def _regions(regions: list[dict[str, Any]]) -> Table:

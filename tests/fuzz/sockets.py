@@ -28,7 +28,7 @@ from dsm.session import HELLO, Session
 PORTIONS: Final = 8
 _CAMPAIGN_S: Final = 3600.0
 """No campaign takes longer: the applications live through all of it."""
-_MUTABLE: Final = {"counters", "uptime_s", "silent_s", "applications", "primitives"}
+_MUTABLE: Final = {"counters", "uptime_s", "silent_s", "lease_s", "applications", "primitives"}
 """What a status says of the moment; whoever asks for it is an application, too. Primitives may be made by anybody."""
 _ANSWERED: Final = (wire.Join, wire.Query, wire.Leave)
 """What a stranger may send to the directory."""

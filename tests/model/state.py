@@ -47,6 +47,7 @@ class Held(NamedTuple):
     state: int
     owner: int
     copies: int
+    shadows: int
     place: int
 
 
@@ -80,7 +81,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.Prefetch": "owed op waiter target",
         "nodes.Bulk": "_transfers",
         "directory.PageMachine": "_regions _names",
-        "directory.Region": "pages per_extent table extents counts users",
+        "directory.Region": "pages per_extent table extents counts users replicas",
         "directory.Extent": "base active queue",
     }.items()
 }
@@ -109,7 +110,7 @@ SHELL: Final[dict[type[Any], frozenset[str]]] = {
 """The fields of the simulated shell, which is frozen by hand: a test compares."""
 
 NODE_FIELDS: Final = frozenset(("node", "requester", "sender", "supplier", "owner", "to"))
-MASK_FIELDS: Final = frozenset(("copies", "sharers", "acked", "users"))
+MASK_FIELDS: Final = frozenset(("copies", "sharers", "shadows", "acked", "users"))
 HOLDING_FIELDS: Final = frozenset(("before", "after"))
 PLAIN_FIELDS: Final = frozenset(
     (
@@ -314,7 +315,7 @@ class Thawer:
 def thaw_directory(frozen: Frozen, cls: type[PageMachine]) -> tuple[PageMachine, set[int]]:
     machine = cls()
     _, inner, members, extra = frozen
-    nobody = (Held, 0, 0, 0, 0)
+    nobody = (Held, 0, 0, 0, 0, 0)
     found: set[Frozen] = set(extra[1:])
     _find_held(inner, found)
     known = [nobody, *sorted(found - {nobody}, key=lambda held: (held[-1], held[1:]))]

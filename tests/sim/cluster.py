@@ -100,8 +100,8 @@ class DirectoryHost:
         self.note_events()
         for line in self.machine.news:
             self.world.note("directory: %s", line)
-            if "is gone" in line:
-                self.cluster.is_out(int(line.split()[1]), "silent" in line)
+            if line.startswith("event=gone "):
+                self.cluster.is_out(int(line.split()[1].removeprefix("node=")), "silent" in line)
         self.machine.news.clear()
         for to, message in outgoing:
             host = self.cluster.hosts.get(number(to))

@@ -37,7 +37,7 @@ def is_beginning_again(directory: Cluster) -> bool:
 def holding(directory: Cluster, region: int, page: int) -> tuple[int, int, int]:
     """State, owner and copyset of a page, as the directory has them."""
     known = _pages(directory)
-    return tuple(known.holdings[known._regions[region].table.get(page)])  # type: ignore[return-value]
+    return known.holdings[known._regions[region].table.get(page)][:3]
 
 
 def busy_in_directory(directory: Cluster) -> list[str]:

@@ -29,6 +29,13 @@ class Oracle:
         self._latest: dict[tuple[int, int], int] = {}  # by region and word
         self._sizes: dict[int, int] = {}  # bytes of a page, by region
         self._may_be_lost: set[tuple[int, int]] = set()  # region and page
+        # Of regions with replicas, by word: what was stored since the last release that is over, that included; and of
+        # pages whose writer is lost the values that may be there, until somebody has looked.
+        self._since: dict[tuple[int, int], list[int]] = {}
+        self._perhaps: dict[tuple[int, int], list[int]] = {}
+        self._departed: set[Host] = set()
+        self._released: set[tuple[int, int]] = set()  # region and page
+        self.replicated: set[int] = set()
 
     def stored(self, thread: Thread, region: Region, word: int, value: int) -> None:
         """A store is hitting memory: nobody else may see the page at this moment."""
@@ -47,6 +54,8 @@ class Oracle:
             )
         self._sizes[region.number] = region.page_size
         self._latest[region.number, word] = value
+        self._since.setdefault((region.number, word), [0]).append(value)
+        self._perhaps.pop((region.number, word), None)
         world.counts["stores"] += 1
         world.note("%s stores r%d w%d = %d", thread.name, region.number, word, value)
 
@@ -57,6 +66,10 @@ class Oracle:
         if not host.trusted:
             world.counts["load of a node that is out"] += 1
             return
+        perhaps = self._perhaps.pop((region.number, word), None)
+        if perhaps is not None and value in perhaps:
+            world.counts["word that is as it was released"] += value != self._latest[region.number, word]
+            self._latest[region.number, word] = value
         last = self._latest.get((region.number, word), 0)
         if value != last:
             raise SimulationError(
@@ -66,18 +79,42 @@ class Oracle:
         world.counts["loads"] += 1
         world.note("%s loads r%d w%d = %d", thread.name, region.number, word, value)
 
+    # -- releases ------------------------------------------------------------------------------------------
+
+    def about_to_release(self, host: Host, region: int) -> dict[tuple[int, int], int]:
+        """A flush begins: how far each word is that the node has."""
+        return {
+            (number, word): len(values)
+            for (number, word), values in self._since.items()
+            if number == region and inside.held(host.pager, region, word * WORD // self._sizes[region])
+        }
+
+    def released(self, region: int, before: dict[tuple[int, int], int]) -> None:
+        """It is over: what was stored before it must not be lost with one node."""
+        for key, length in before.items():
+            if key[0] == region and len(self._since[key]) >= length:
+                del self._since[key][: length - 1]
+                self._released.add((region, key[1] * WORD // self._sizes[region]))
+
     # -- pages that go with a node ---------------------------------------------------------------------------
 
     def departed(self, gone: Host) -> None:
         """A node has gone: what only it had, and what was on its way somewhere, may be lost; nothing else may."""
+        self._departed.add(gone)
         for (region, word), _ in self._latest.items():
             page = word * WORD // self._sizes[region]
-            if not self._others_have(gone, region, page):
+            if self._others_have(gone, region, page):
+                continue
+            if region in self.replicated:
+                self._perhaps[region, word] = list(self._since[region, word])
+            if (region, page) not in self._released or len(self._departed) > 1:
                 self._may_be_lost.add((region, page))
         for host in self._cluster.hosts.values():
             self._may_be_lost.update(inside.open_requests(host.pager))
         for region, page in self._pages_in_memory_of(gone):
-            if not self._others_have(gone, region, page):
+            if not self._others_have(gone, region, page) and (
+                (region, page) not in self._released or len(self._departed) > 1
+            ):
                 self._may_be_lost.add((region, page))
 
     def took_the_rest(self, gone: Host) -> None:
@@ -144,8 +181,18 @@ class Oracle:
             content = file.pages.get(part)
             if (content is not None) != (state in (inside.SHARED, inside.EXCLUSIVE)):
                 raise SimulationError(f"{where}; {host.name} has memory there: {content is not None}")
-            if content is not None and content != stored.get((region, part), _ZEROS):
+            if content is not None and content != self._perhaps_as(content, region, part, stored.get((region, part))):
                 raise SimulationError(f"{where}; what {host.name} has there is not what was stored")
+
+    def _perhaps_as(self, content: bytes | bytearray, region: int, part: int, stored: bytearray | None) -> bytearray:
+        """What was stored, with what may have been rolled back as it is."""
+        expected = bytearray(stored or _ZEROS)
+        for (number, word), values in self._perhaps.items():
+            at = word * WORD % PAGE_BYTES
+            found = int.from_bytes(content[at : at + WORD], "little")
+            if (number, word * WORD // PAGE_BYTES) == (region, part) and found in values:
+                expected[at : at + WORD] = content[at : at + WORD]
+        return expected
 
     def _contents(self) -> Contents:
         """What was stored, by region and kernel page."""

@@ -334,10 +334,12 @@ class Process:
 Call = Generator[Any, Any, Any]
 
 
-def attach(process: Process, name: str, size: int = 0, page_size: int = 0, create: int = 0) -> Call:
+def attach(process: Process, name: str, size: int = 0, page_size: int = 0, create: int = 0, **options: object) -> Call:
     """As :func:`dsm.attach`; returns a :class:`Region`."""
     pipe = process.connect()
-    answer: wire.Attached = yield Ask(pipe, wire.Attach(name, size, page_size, create, {}))
+    answer: wire.Attached = yield Ask(pipe, wire.Attach(name, size, page_size, create, options))
+    if options.get("replicas"):
+        process.host.cluster.oracle.replicated.add(answer.region)
     area = process.map(pipe.files[0])
     fd = process.host.cluster.kernel.register(area)
     yield Ask(pipe, wire.Mapped(area.address), (fd,))
@@ -356,6 +358,14 @@ def prefetch(region: Region, start: int, stop: int, write: bool) -> Call:
     if not region.pipe.busy:
         size = region.page_size
         yield Ask(region.pipe, wire.Prefetch(start * size, min(stop * size, region.words * WORD), write))
+
+
+def flush(process: Process, region: Region) -> Call:
+    """As :meth:`dsm.Region.flush`."""
+    oracle = process.host.cluster.oracle
+    before = oracle.about_to_release(process.host, region.number)
+    yield Ask(region.pipe, wire.Mirror(0, 0))
+    oracle.released(region.number, before)
 
 
 def unlink(process: Process, name: str) -> Call:
