@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from containers import NODES, Containers, Program
@@ -73,11 +75,20 @@ def kill(cluster: Containers, service: str) -> None:
     cluster.compose("up", "--detach", service)
 
 
+def kill_agent(cluster: Containers, service: str) -> None:
+    keeper = cluster.pid(service)
+    for _ in range(3):
+        (agent,) = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        os.kill(int(agent), signal.SIGKILL)
+        time.sleep(0.5)
+
+
 HARMLESS: list[tuple[Callable[[Containers, str], None], str]] = [
     (pause, "directory"),
     (restart, "directory"),
     (kill, "directory"),
     (pause, "node2"),
+    (kill_agent, "node2"),
 ]
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Final
 
 from directory.copies import Copies, Extent, extents_of
-from directory.machine import Event, PageMachine
+from directory.machine import Event, Kept, PageMachine
 from directory.members import TICK_S, Members, Node, Outgoing
 from directory.others import Others
 from directory.recovery import Recovery
@@ -33,7 +33,19 @@ _EARLY_MAX: Final = 1 << 10
 """Messages that may wait for that."""
 _RESTARTED: Final = "the directory was restarted before it had answered: ask again"
 _BEGINNING: Final = "the directory was restarted and waits for its nodes: ask again"
+_UNCOUNTED: Final = b"anew"
+"""In place of the conversation, where another agent of a node says what the one before it may have said already."""
 _TOO_LATE: Final = "all shards of this directory were there: one that was lost took its pages' owners with it"
+
+
+class _Standing:
+    """What a node says of itself whose agent was killed: locks that are held there (how granted, and their names), and
+    how often it has which regions open. After that, what it waits for: then the other locks are free."""
+
+    def __init__(self) -> None:
+        self.locks: set[tuple[int, str]] = set()
+        self.opens: dict[int, int] = {}
+        self.others_are_free = False
 
 
 class Cluster(Members):
@@ -55,6 +67,7 @@ class Cluster(Members):
         # Nodes that went before all pages were found again, and the regions of which they may have had any page.
         self._unaccounted: list[tuple[int, list[int]]] = []
         self._unheard: dict[int, dict[int, wire.Message]] = {}  # answers by ticket, of nodes that are about to ask
+        self._standing: dict[int, _Standing] = {}  # of nodes that are about to tell
         self._handlers: dict[type[Any], Any] = {
             wire.Heartbeat: self._heartbeat,
             wire.Leave: self._leave,
@@ -103,9 +116,15 @@ class Cluster(Members):
 
     def _handle(self, node: Node, message: wire.Message, now: float) -> Outgoing:
         kind = type(message)
+        if node.number in self._standing and kind is not wire.Heartbeat:
+            return self._noted(self._stated(node, self._standing[node.number], message, now))
         if kind in wire.REMEMBERED:
             node.heard += 1
             self.events.append((node.number, b"", message))
+        return self._apply(node, message, now)
+
+    def _apply(self, node: Node, message: wire.Message, now: float) -> Outgoing:
+        kind = type(message)
         if kind in self._sync_messages:
             return self._noted(self._to_members(self._sync.step(node.number, message)))
         if kind is wire.Query:
@@ -177,6 +196,7 @@ class Cluster(Members):
         if self._recovery is not None:
             self._recovery.left(node.number)
             self._unheard.pop(node.number, None)
+            self._standing.pop(node.number, None)
             self._unaccounted.append((node.number, self._registry.known_to(node.number)))
         out = self._take_out(node, reason) + self._others.tell(left)
         noted = len(self.events)
@@ -191,6 +211,8 @@ class Cluster(Members):
 
     def _drain(self, node: Node, _: wire.Drain) -> Outgoing:
         """Names of jobs: that of a Drain is 0, of a Mirror its ticket."""
+        if self._recovery is not None:  # it will say so again
+            return []
 
         def left() -> wire.Drained:
             runs = (run for region in self._registry.regions for run in self._pages.only_with(node.number, region))
@@ -201,6 +223,8 @@ class Cluster(Members):
         return self._told_to_take(self._copies.begin(node.number, 0, extents, takers, left))
 
     def _mirror(self, node: Node, m: wire.Mirror) -> Outgoing:
+        if self._recovery is not None:  # it will ask again
+            return []
         if not self._is_attached(node, m.region) or not m.ticket:
             return [(node.identity, wire.failure(m.ticket, errors.RegionNotFound(f"there is no region {m.region}")))]
         attached = self._registry.regions[m.region].nodes  # who has it anyway, if anybody
@@ -266,7 +290,7 @@ class Cluster(Members):
         self._registry = remembered["registry"]
         self._sync = remembered["sync"]
         regions = [(r.number, r.size, r.page_size, r.replicas) for r in self._registry.regions.values()]
-        self._pages.recall(remembered["gone"], regions, remembered["lost"])
+        self._pages.recall(remembered["gone"], regions, remembered["lost"], self._nodes)
         self._unaccounted = remembered["unaccounted"]
 
     def again(self, event: Event, now: float) -> None:
@@ -283,7 +307,9 @@ class Cluster(Members):
         elif isinstance(message, wire.Take):
             self._registry.regions[message.region].known.add(number)
         elif isinstance(message, wire.Lost | wire.Restore):
-            self._pages.again(message)
+            self._pages.again(message, {node.name: node.number for node in self._nodes.values()})
+        elif session == _UNCOUNTED:
+            self._apply(self._nodes[number], message, now)
         else:
             self._handle(self._nodes[number], message, now)
 
@@ -300,8 +326,14 @@ class Cluster(Members):
 
     def _rejoin(self, identity: bytes, m: wire.Rejoin, now: float) -> Outgoing:
         node = self._nodes.get(m.node)
-        if node is None or node.session != m.session or self._recovery is None or not self._recovery.came(m.node):
+        if node is None or node.session != m.session or (m.anew and self._others.shards > 1):
             return self._refused(identity)
+        if m.anew and (self._recovery is None or m.node not in self._recovery.away):
+            self._begin_anew(m.anew, now)
+        if self._recovery is None or not self._recovery.came(m.node):
+            return self._refused(identity)
+        if m.anew:
+            self._standing[m.node] = _Standing()
         del self._by_identity[node.identity]
         node.identity = identity
         node.heard_s = now
@@ -312,13 +344,81 @@ class Cluster(Members):
         self.news.append(line("returned", node=node.number, name=node.name))
         return [(identity, wire.Rejoined(node.heard, self._recovery.epoch))]
 
+    def _begin_anew(self, epoch: int, now: float) -> None:
+        """Begin again without having been restarted: nobody is to act on what was said before, so all conversations are
+        over."""
+        before = self._recovery.in_transit if self._recovery is not None else []
+        self._recovery = Recovery(epoch, self._nodes, [*before, *self._pages.begin_again()])
+        self._copies = Copies(self._described)
+        self._standing.clear()
+        for node in self._nodes.values():
+            node.heard_s = now
+            node.answers.extendleft(reversed(self._unheard.pop(node.number, {}).values()))
+            self.forgotten.append(node.identity)
+        self.news.append(line("begins_again", reason="the agent of a node was killed"))
+
+    def _stated(self, node: Node, standing: _Standing, m: wire.Message, now: float) -> Outgoing:
+        """The new agent of a node tells what is so there; what the one before may have said, too, is not done twice."""
+        if isinstance(m, wire.Stands):
+            standing.locks.add((m.grant, m.name))
+            return []
+        if isinstance(m, wire.Opens):
+            standing.opens[m.region] = m.opens
+            return []
+        out: Outgoing = []
+        if not standing.others_are_free:  # first: nobody is to wait for a lock that is not held
+            standing.others_are_free = True
+            for message in self._sync.not_held(node.number, standing.locks):
+                out += self._uncounted(node, message, now)
+        if isinstance(m, wire.Awaited):
+            del self._standing[node.number]
+            out += self._restated(node, standing, m, now)
+        elif type(m) in wire.REMEMBERED:
+            if isinstance(m, wire.Hold):
+                known = not self._registry.may_hold(node.number, m.region, m.on)  # the one before has let go of it
+            else:
+                known = not isinstance(m, wire.Cancel) and self._knows(node, getattr(m, "ticket", 0))
+            if not known:
+                out += self._uncounted(node, m, now)
+        else:
+            self._rejected += 1
+        return out
+
+    def _knows(self, node: Node, ticket: int) -> bool:
+        """Was this asked before? Then it waits, or there is an answer."""
+        if ticket in self._unheard[node.number] or any(answer[0] == ticket for answer in node.answers):
+            return True
+        return self._sync.waits(node.number, ticket)
+
+    def _uncounted(self, node: Node, m: wire.Message, now: float) -> Outgoing:
+        self.events.append((node.number, _UNCOUNTED, m))
+        return self._apply(node, m, now)
+
+    def _restated(self, node: Node, standing: _Standing, m: wire.Awaited, now: float) -> Outgoing:
+        """It has told everything: what it has not told of is over. What it has not heard it hears again."""
+        recovery, number = self._recovery, node.number
+        if recovery is None or not recovery.returned(number):
+            self._rejected += 1
+            return []
+        # Who has ended may have asked for what was never heard of.
+        nothing: list[wire.Message] = [wire.Cancelled(t) for t in _tickets(m) if not self._knows(node, t)]
+        known = self._unheard.pop(number)
+        unheard = [known[ticket] for ticket in _tickets(m) if ticket in known] + nothing
+        out: Outgoing = [(node.identity, answer) for answer in unheard]
+        opened = [answer.region for answer in (*unheard, *node.answers) if isinstance(answer, wire.Opened)]
+        for region in list(self._registry.regions.values()):
+            over = region.nodes.get(number, 0) - standing.opens.get(region.number, 0) - opened.count(region.number)
+            if over > 0:
+                out += self._uncounted(node, wire.Close(region.number, over), now)
+        return out + self._to_members(self._sync.recall_again(number)) + self._go_on()
+
     def _awaited(self, node: Node, m: wire.Awaited) -> Outgoing:
         if self._recovery is None or not self._recovery.returned(node.number):
             self._rejected += 1
             return []
         known = self._unheard.pop(node.number)
         out: Outgoing = []
-        for (ticket,) in struct.iter_unpack("<I", m.tickets[: len(m.tickets) // 4 * 4]):
+        for ticket in _tickets(m):
             if ticket in known:
                 out.append((node.identity, known[ticket]))
             elif not self._sync.waits(node.number, ticket):  # a question that changes nothing
@@ -332,7 +432,10 @@ class Cluster(Members):
         if not self._pages.has_region(m.region):  # over, and it has not heard of that
             return [(node.identity, wire.Destroy(m.region))]
         for start, count in struct.iter_unpack("<QI", m.runs[: len(m.runs) // 12 * 12]):
-            self._pages.found(node.number, m.region, start, start + count, m.exclusive)
+            if m.how == wire.KEPT:
+                self._recovery.kept.append(Kept(node.number, m.region, start, start + count))
+            else:
+                self._pages.found(node.number, m.region, start, start + count, m.how == wire.ONLY)
         return []
 
     def _rebuilt(self, node: Node, m: wire.Rebuilt) -> Outgoing:
@@ -355,6 +458,13 @@ class Cluster(Members):
             return out + self._go_on()  # there may be nobody left
         if not recovery.over:
             return []
+        if not recovery.settled:
+            noted = len(self.events)
+            names = {node.number: node.name for node in self._nodes.values()}
+            revived = self._pages.settle(recovery.in_transit, recovery.kept, names)
+            self._tell_lost(noted)
+            recovery.revive(node for node, _ in revived)
+            return self._to_members(revived) + self._go_on()
         self._recovery = None
         self._lose_unaccounted()
         for known in self._registry.regions.values():
@@ -545,3 +655,7 @@ class Cluster(Members):
             "counters": counters,
             **self._sync.status(),
         }
+
+
+def _tickets(m: wire.Awaited) -> list[int]:
+    return [ticket for (ticket,) in struct.iter_unpack("<I", m.tickets[: len(m.tickets) // 4 * 4])]

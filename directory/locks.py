@@ -18,15 +18,16 @@ from dsm.wire import CONTENDED, OWNER_DIED, TRY, Answer, Recall
 class Lock(Primitive):
     """A lock that belongs to ``node``, or to none (0) because its last holder died and nobody came since (``died``).
 
-    ``holder`` is who holds it for sure: as told by the node, or granted when others waited already.
+    ``holder`` is who holds it for sure: as told by the node, or granted when others waited already. ``grant`` is the
+    ticket with which the node got it.
     """
 
-    __slots__ = ("_asking", "_queue", "_recalled", "_waiting", "died", "holder", "node")
+    __slots__ = ("_asking", "_queue", "_recalled", "_waiting", "died", "grant", "holder", "node")
 
     def __init__(self, name: str, kind: int, waiting: Waiting) -> None:
         super().__init__(name, kind)
         self._waiting = waiting
-        self.node = 0
+        self.node = self.grant = 0
         self.holder: Thread | None = None
         self.died = False
         self._recalled = False
@@ -103,7 +104,7 @@ class Lock(Primitive):
         return {"node": self.node, "holder": holder, "owner died": self.died}
 
     def _grant(self, call: Call) -> tuple[int, Any]:
-        self.node = call.node
+        self.node, self.grant = call.node, call.ticket
         self._waiting.load[call.node] += 1
         self._recalled = bool(self._queue)
         self.holder = call.thread if self._queue else None

@@ -11,7 +11,7 @@ Primer on Memory Consistency and Cache Coherence", ch. 8.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, Final, NamedTuple
 
 from directory.holdings import EXCLUSIVE, LOST, SHARED, STATE_NAMES, Holding, Holdings, nodes_in, without
@@ -90,6 +90,25 @@ class _Transaction(NamedTuple):
         )
 
 
+class InTransit(NamedTuple):
+    """Pages ``[start, stop)`` that a node was told to send to one that is to write them."""
+
+    region: int
+    start: int
+    stop: int
+    supplier: int
+    writer: int
+
+
+class Kept(NamedTuple):
+    """Pages that a node has given up, and has kept what was in them."""
+
+    node: int
+    region: int
+    start: int
+    stop: int
+
+
 class _Extent:
     """The transactions and the queue of one extent; exists only while there are any."""
 
@@ -162,7 +181,8 @@ class PageMachine:
         self.rejected = 0
         self.events: list[Event] = []  # for whoever keeps them, and empties this
         self._regions: dict[int, _Region] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # of nodes that have gone
+        self._losers: dict[int, str] = {}  # of nodes that have lost pages, and are here
         self._sweep_at = _SWEEP_AT
 
     # -- regions and nodes ---------------------------------------------------------------------------
@@ -233,40 +253,69 @@ class PageMachine:
 
     # -- beginning again -------------------------------------------------------------------------------
 
-    def recall(self, names: dict[int, str], regions: list[tuple[int, int, int, bool]], lost: list[Lost]) -> None:
-        """Begin with the nodes that were here once, the ``regions`` (number, size, page size, replicas), and what was
-        noted of lost pages: of all others nobody has told yet."""
-        self._names = dict(names)
+    def recall(
+        self,
+        names: dict[int, str],
+        regions: list[tuple[int, int, int, bool]],
+        lost: list[Lost],
+        living: Container[int],
+    ) -> None:
+        """Begin with the nodes that have lost pages, of which some are ``living``, the ``regions`` (number, size, page
+        size, replicas), and what was noted of lost pages: of all others nobody has told yet."""
+        self._names = {node: name for node, name in names.items() if node not in living}
+        self._losers = {node: name for node, name in names.items() if node in living}
         for region in regions:
             self.add_region(*region)
         for message in lost:
-            self.again(message)
+            self.again(message, {})
 
-    def again(self, m: Lost | Restore) -> None:
-        """What was noted of lost pages once."""
+    def again(self, m: Lost | Restore, living: dict[str, int]) -> None:
+        """What was noted of lost pages once. ``living``: nodes that have not gone, by name."""
         region = self._regions.get(m.region)
         if region is None:
             return
         after = 0
         if isinstance(m, Lost):
-            node = next(number for number, name in self._names.items() if name == m.node)
+            gone = [number for number, name in (self._names | self._losers).items() if name == m.node]
+            node = gone[0] if gone else living[m.node]
+            if not gone:
+                self._losers[node] = m.node
             after = self.holdings.number(Holding(LOST, node, 0))
         for start, stop, before in region.table.runs(m.start, m.start + m.count):
             self._set(m.region, region, start, stop, before, after)
 
+    def begin_again(self) -> list[InTransit]:
+        """Forget who has which page, and every request: nodes are to tell. What was on its way to be written."""
+        in_transit = [
+            InTransit(number, t.start, t.stop, t.supplier, t.node)
+            for number, region in self._regions.items()
+            for extent in region.extents.values()
+            for t in extent.active
+            if t.supplier and t.op == WRITE
+        ]
+        _, lost = self.remembered()
+        noted = len(self.events)
+        self.holdings = Holdings()
+        for number, region in self._regions.items():
+            self._regions[number] = _Region(region.pages, region.per_extent, region.replicas)
+        for message in lost:
+            self.again(message, {})
+        del self.events[noted:]  # they are known
+        return in_transit
+
     def name_of(self, node: int) -> str:
-        """The name of a node that has gone."""
-        return self._names[node]
+        """The name of a node that has gone, or lost pages."""
+        return self._names.get(node) or self._losers[node]
 
     def remembered(self) -> tuple[dict[int, str], list[Lost]]:
         """What :meth:`recall` is to get, beside the regions: the names of nodes, and what is lost."""
         names = {node for region in self._regions for *_, node in self._lost_runs(region)}
         lost = [
-            Lost(region, 0, start, stop - start, self._names[node])
+            Lost(region, 0, start, stop - start, self.name_of(node))
             for region in self._regions
             for start, stop, node in self._lost_runs(region)
         ]
-        return {number: name for number, name in self._names.items() if number in names}, lost
+        return {number: self.name_of(number) for number in names}, lost
 
     def _lost_runs(self, number: int) -> Iterator[tuple[int, int, int]]:
         for start, stop, holding in self._regions[number].table.touched_runs():
@@ -289,6 +338,32 @@ class PageMachine:
                 after = Holding(SHARED, held.owner if held.copies else node, held.copies | mine)
             self._tell((self._now(), number, a, b, "found again", held, after, f"n{node}"))
             self._set(number, region, a, b, before, self.holdings.number(after))
+
+    def settle(self, in_transit: list[InTransit], kept: list[Kept], names: dict[int, str]) -> Outgoing:
+        """All have told of what they have. What was on its way to one whose agent was killed may be nowhere: then it is
+        again with who sent it and has kept it; or it was never brought anywhere, and is zeros. Of what others have kept
+        nobody knows whether something was written later, as of what was on its way to one that has left: if it is
+        nowhere else, it is lost. ``names`` are those of members."""
+        out: Outgoing = []
+        for number, start, stop, supplier, writer in in_transit:
+            for node, region, first, last in kept:
+                if (node, region) == (supplier, number) and writer in names:
+                    for a, b in self._nowhere(number, max(start, first), min(stop, last)):
+                        self.found(node, number, a, b, False)
+                        out.append((node, Revive(number, a, b - a)))
+        for node, number, start, stop in kept:
+            for a, b in self._nowhere(number, start, stop) if node in names else ():
+                self._losers[node] = names[node]
+                self._set(number, self._regions[number], a, b, 0, self.holdings.number(Holding(LOST, node, 0)))
+        return out
+
+    def _nowhere(self, number: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """The runs of ``[start, stop)`` that nobody has told of."""
+        region = self._regions.get(number)
+        stop = min(stop, region.pages) if region is not None else 0
+        if region is None or start >= stop:
+            return []
+        return [(a, b) for a, b, holding in region.table.runs(start, stop) if not holding]
 
     def lose_the_rest(self, number: int, node: int) -> None:
         """Of a region, ``node``, which has gone, may have had any page that nobody has told of."""
@@ -426,7 +501,7 @@ class PageMachine:
                 self.events.append((0, b"", Restore(number, 0, start, stop - start, 0)))
 
     def _note_lost(self, number: int, start: int, stop: int, holding: Holding) -> None:
-        self.events.append((0, b"", Lost(number, 0, start, stop - start, self._names[holding.owner])))
+        self.events.append((0, b"", Lost(number, 0, start, stop - start, self.name_of(holding.owner))))
 
     def _drain(self, number: int, region: _Region, index: int, out: Outgoing) -> None:
         """Start whatever of the queue nothing stands in the way of, in order of arrival."""
@@ -495,7 +570,7 @@ class PageMachine:
         elif action is Action.RESTORE:
             self._restore(number, region, extent, w, before, out)
         elif action is Action.TELL_LOST:
-            out.append((node, Lost(number, generation, start, count, self._names[holding.owner])))
+            out.append((node, Lost(number, generation, start, count, self.name_of(holding.owner))))
         else:
             out.append((node, Refuse(number, generation, start, count)))
         if len(self.holdings) > self._sweep_at:
@@ -580,7 +655,7 @@ class PageMachine:
                 continue
             if len(runs) == _LOST_TOLD_MAX:
                 return {"lost": runs, "until": a}
-            runs.append((a, b, self._names[self.holdings[number].owner]))
+            runs.append((a, b, self.name_of(self.holdings[number].owner)))
         return {"lost": runs, "until": start + count}
 
     def only_with(self, node: int, region: int) -> list[tuple[int, int]]:

@@ -50,6 +50,7 @@ class Members:
     """The members of a cluster, and pages that they share.
 
     ``due_s``: when the next :meth:`tick` is due. ``news``: what became of members since its reader last cleared it.
+    ``forgotten``: connections that the shell is to end, and clears.
     ``connections_rejected``: on how many no conversation came about, which the shell counts.
     """
 
@@ -58,6 +59,7 @@ class Members:
         self.address = address
         self.due_s = now
         self.news: list[str] = []
+        self.forgotten: list[bytes] = []
         self.connections_rejected = 0
         self._pages = pages
         self.events = pages.events

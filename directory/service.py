@@ -121,6 +121,9 @@ class Directory:
             if self._journal is not None:
                 self._journal.note()
             self._cluster.events.clear()
+        for identity in self._cluster.forgotten:
+            self._listener.forget(identity)
+        self._cluster.forgotten.clear()
         for identity, message in outgoing:
             link = self._links.get(identity)
             if link is None:  # it has gone

@@ -7,7 +7,7 @@ counter until they are forgotten. Exactly one answer reaches a ticket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import islice
 from typing import Any, Final, cast
 
@@ -115,6 +115,15 @@ class SyncMachine:
         """A node may have missed that others want its locks."""
         locks = [one for one in self._named.values() if isinstance(one, Lock) and one.node == node]
         return [message for lock in locks for message in lock.recall_again()]
+
+    def not_held(self, node: int, held: Container[tuple[int, str]]) -> list[Return]:
+        """The agent of a node was killed, which had all but these locks (how granted, and name) for nobody: how to take
+        the others back. Who holds them the next one will tell: it may be somebody else by then."""
+        locks = [one for one in self._named.values() if isinstance(one, Lock) and one.node == node]
+        for lock in locks:
+            lock.holder = None
+        idle = [lock for lock in locks if (lock.grant, lock.name) not in held]
+        return [Return(lock.grant, lock.name, False) for lock in idle]
 
     def status(self) -> dict[str, Any]:
         """What is known of primitives, for people to read; of very many, only the first."""
@@ -284,7 +293,9 @@ class SyncMachine:
 
     def _return(self, node: int, m: Return) -> Outgoing:
         lock = self._lock_of(node, m.name)
-        return self._passed_on(lock, lock.returned(m.died)) if lock is not None else []
+        if lock is None or lock.grant != m.grant:  # said again by another agent of the node, which got it anew since
+            return []
+        return self._passed_on(lock, lock.returned(m.died))
 
     def _holds(self, node: int, m: Holds) -> Outgoing:
         lock = self._lock_of(node, m.name)

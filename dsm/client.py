@@ -35,7 +35,7 @@ _Kind = TypeVar("_Kind", bound=tuple[Any, ...])
 class Connection:
     """One conversation with the agent. Threads take turns; an answer comes for each question, in order."""
 
-    __slots__ = ("__weakref__", "_answers", "_questions", "_sock", "_turn", "path")
+    __slots__ = ("__weakref__", "_answers", "_first", "_number", "_questions", "_sock", "_turn", "path")
     # A signal handler may raise between any two calls: what was sent and what has come is counted by the very call of C
     # that sends or receives, or a late answer would be taken for the answer to the next question.
 
@@ -45,6 +45,8 @@ class Connection:
         self._turn = threading.Lock()
         self._questions: list[int] = []  # one entry for each that was sent
         self._answers: list[local.Received] = []
+        self._number = 0  # of the last question; 0 is none
+        self._first: Any = None  # the first question, until there is an answer to it
 
     @property
     def _owed(self) -> int:
@@ -80,7 +82,7 @@ class Connection:
 
     def alive(self) -> bool:
         """Whether the agent is still there. Only of an idle connection: an answer would look like its end."""
-        return not self._readable(0)
+        return not self._answered(0)
 
     def ask(self, question: wire.Message, kind: type[_Kind], fds: Sequence[int] = ()) -> _Kind:
         """The answer to a question that the agent answers at once.
@@ -115,7 +117,7 @@ class Connection:
         with self._turn:
             try:
                 self._put(question)
-                if timeout is not None and not self._readable(timeout):
+                if timeout is not None and not self._answered(timeout):
                     self._cancel()
                     return self._take(ANSWER_TIMEOUT_S)[0]
                 return self._take(None)[0]
@@ -128,7 +130,7 @@ class Connection:
 
     def _cancel(self) -> None:
         with contextlib.suppress(OSError):  # no question: the answer is that to what it cancels
-            local.send(self._sock, wire.Cancel(0, False))
+            local.send(self._sock, wire.Cancel(0, False), number=self._number)
 
     def _abandon(self, undo: Callable[[wire.Granted], wire.Message] | None) -> None:
         """Nobody wants the answer any more. Another Ctrl-C ends this, too: then the connection is closed."""
@@ -137,7 +139,8 @@ class Connection:
             self._take(ANSWER_TIMEOUT_S)
         answer = local.parse(self._answers[-1])[0] if self._answers else None
         if undo is not None and isinstance(answer, wire.Granted):
-            local.send(self._sock, undo(answer))
+            self._number = self._number % 0xFFFFFFFF + 1
+            local.send(self._sock, undo(answer), number=self._number)
 
     def _put(self, question: wire.Message, fds: Sequence[int] = ()) -> None:
         while self._owed:  # Ctrl-C has interrupted somebody who waited, and the answer must not be taken for ours
@@ -146,10 +149,12 @@ class Connection:
             if self.closed:
                 break
         self._questions, self._answers = [], []
+        self._number = self._number % 0xFFFFFFFF + 1
         self._send(question, fds)
 
     def _send(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
-        arguments = local.packet(message, fds)
+        arguments = local.packet(message, fds, self._number)
+        self._first = arguments if self._number == 1 and not fds else None
         try:
             self._questions.extend(map(self._sock.sendmsg, *((argument,) for argument in arguments)))
         except (BrokenPipeError, ConnectionResetError):
@@ -158,7 +163,7 @@ class Connection:
             raise self._gone(error.strerror or str(error)) from error
 
     def _take(self, timeout: float | None) -> tuple[wire.Message, list[int]]:
-        if timeout is not None and not self._readable(timeout):
+        if timeout is not None and not self._answered(timeout):
             raise errors.NodeUnreachable(
                 f"the node agent at {self.path} has not answered for {timeout:g} s: "
                 "if its process is stopped, continue it; else start it again"
@@ -171,7 +176,10 @@ class Connection:
         except OSError as error:
             raise self._gone(error.strerror or str(error)) from error
         if message is None:
+            if self._first is not None:
+                return self._ask_once_more(timeout)
             raise self._gone("it closed the connection")
+        self._first = None
         if isinstance(message, wire.Failure):
             local.close_all(fds)
             raise errors.from_wire(message.error, message.text)
@@ -179,25 +187,46 @@ class Connection:
 
     def _receive(self) -> tuple[wire.Message | None, list[int]]:
         receive = partial(map, self._sock.recvmsg, *((argument,) for argument in local.RECEIVE))
+        self._answered(None)
         try:
             self._answers.extend(receive())
         except ConnectionResetError:  # told once, before what the agent still had to say
             self._answers.extend(receive())
         return local.parse(self._answers[-1])
 
+    def _ask_once_more(self, timeout: float | None) -> tuple[wire.Message, list[int]]:
+        """An agent may have been killed when it had just accepted this connection, before another could know of it:
+        then it has heard nothing on it."""
+        question, self._first = self._first, None
+        self._answers = []
+        try:
+            with forking.gate:
+                self._sock.close()
+                self._sock = local.connect(self.path, CONNECT_TIMEOUT_S)
+            self._sock.sendmsg(*question)
+        except errors.NodeUnreachable:
+            raise self._gone("it closed the connection") from None
+        except OSError as error:
+            raise self._gone(error.strerror or str(error)) from error
+        return self._take(timeout)
+
     def _gone(self, how: str) -> errors.NodeUnreachable:
         self.close()
         return errors.NodeUnreachable(f"the node agent at {self.path} has gone ({how}): start it again")
 
-    def _readable(self, timeout: float) -> bool:
+    def _answered(self, timeout: float | None) -> bool:
+        """Is there an answer, within ``timeout`` seconds, or the end of the connection? What an agent says again that
+        another one, which was killed, has said before is none."""
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        deadline = time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = deadline - time.monotonic()
+            left = _POLL_S_MAX if deadline is None else deadline - time.monotonic()
             if poll.poll(min(max(left, 0.0), _POLL_S_MAX) * 1000):
-                return True
-            if left <= 0:
+                if not 0 < local.next_number(self._sock) < self._number:
+                    return True
+                local.take(self._sock)
+            elif left <= 0:
                 return False
 
 

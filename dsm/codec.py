@@ -120,3 +120,15 @@ class Codec:
             raise ProtocolError(layout.misfit(fields))
         message: tuple[Any, ...] = _new(layout.cls, fields)
         return message
+
+
+def pack(*values: Any) -> bytes:
+    """Values that no other process than one of the same node will see, packed."""
+    packed: bytes = msgpack.packb(values)
+    return packed
+
+
+def unpack(packed: bytes) -> list[Any]:
+    """What was packed."""
+    values: list[Any] = _unpackb(packed, use_list=True, strict_map_key=False)
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 """First field of every message. A peer that speaks another version is refused by name."""
 
 # --- pages -------------------------------------------------------------------------------------

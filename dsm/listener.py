@@ -33,10 +33,11 @@ class Listener:
 
     ``keeps`` tells whether a conversation may last, and is remembered when its connection breaks: who is still a member
     would miss what it was sent. One that was forgotten begins anew, if nothing had come of it. ``links``: by name.
-    ``rejected``: connections on which no conversation came about, or none that lasts.
+    ``rejected``: connections on which no conversation came about, or none that lasts. ``listening``: a socket that
+    listens there already.
     """
 
-    def __init__(self, poller: Poller, address: str) -> None:
+    def __init__(self, poller: Poller, address: str, listening: socket.socket | None = None) -> None:
         check_address(address)
         self.links: dict[bytes, Link] = {}
         self.rejected = 0
@@ -46,7 +47,7 @@ class Listener:
         self._adrift: dict[bytes, None] = {}  # conversations without a connection, the oldest first
         self._newcomers: dict[bytes, float] = {}  # since when there are those that may not be kept
         self._greetings: dict[Greeting, None] = {}  # the oldest first
-        self._socket = _bind(address)
+        self._socket = listening or _bind(address)
         self._listens = False
         self.address = address_of(*self._socket.getsockname()[:2])
 
@@ -55,6 +56,10 @@ class Listener:
         self._deliver = deliver
         self._keeps = keeps
         self._listen()
+
+    def fileno(self) -> int:
+        """The descriptor of the socket that listens."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """End every conversation."""
@@ -70,14 +75,16 @@ class Listener:
         now = time.monotonic()
         for greeting in [g for g in self._greetings if now - g.since_s > CONNECT_TIMEOUT_S]:
             self._give_up(greeting)
+        for link in list(self.links.values()):  # a connection may break by that
+            link.acknowledge()
         for name in [name for name in self._adrift if not self._keeps(self.links[name])]:
-            self._forget(name)
+            self.forget(name)
         for name, since in list(self._newcomers.items()):
             if self._keeps(self.links[name]):
                 del self._newcomers[name]
             elif now - since > _NEWCOMER_S:
                 self.rejected += 1
-                self._forget(name)
+                self.forget(name)
         self._listen()
 
     def _listen(self) -> None:
@@ -136,13 +143,14 @@ class Listener:
         if error is not None:
             self.rejected += 1
         if error is not None or not self._keeps(link):
-            self._forget(link.name)
+            self.forget(link.name)
             return
         self._adrift[link.name] = None
         if len(self._adrift) > _ADRIFT_MAX:
-            self._forget(next(iter(self._adrift)))
+            self.forget(next(iter(self._adrift)))
 
-    def _forget(self, name: bytes) -> None:
+    def forget(self, name: bytes) -> None:
+        """End a conversation."""
         self._adrift.pop(name, None)
         self._newcomers.pop(name, None)
         link = self.links.pop(name, None)

@@ -1,7 +1,9 @@
 """The Unix socket between applications and their node agent: where it is, and how one message crosses it.
 
-One packet of a SEQPACKET socket is one message of :mod:`dsm.wire`; descriptors travel beside it (SCM_RIGHTS).
-Closing a connection is itself a message: the kernel says it for a process that died.
+One packet of a SEQPACKET socket is a number and one message of :mod:`dsm.wire`; descriptors travel beside it
+(SCM_RIGHTS). The number is that of a question on its connection, and of the answer to it: where an agent was killed
+between its answer and the next question, the next agent may answer once more. Closing a connection is itself a message:
+the kernel says it for a process that died.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ _PATH_BYTES_MAX: Final = 107
 """sockaddr_un(7): sun_path has 108 bytes, the last of them zero."""
 _BACKLOG: Final = 128
 _CREDENTIALS: Final = struct.Struct("iII")
+_NUMBER: Final = struct.Struct("<I")
+NO_NUMBER: Final = _NUMBER.pack(0)
+"""In front of what is no question, and no answer to one."""
 _TIMEVAL: Final = struct.Struct("ll")
 
 
@@ -110,18 +115,20 @@ def connect(path: Path, timeout: float) -> socket.socket:
     return sock
 
 
-def send(sock: socket.socket, message: wire.Message, fds: Sequence[int] = ()) -> None:
+def send(sock: socket.socket, message: wire.Message, fds: Sequence[int] = (), number: int = 0) -> None:
     """Send one message and the descriptors that belong to it; they stay open on this side."""
-    sock.sendmsg(*packet(message, fds))
+    sock.sendmsg(*packet(message, fds, number))
 
 
-def packet(message: wire.Message, fds: Sequence[int] = ()) -> tuple[list[bytes], list[tuple[int, int, Any]], int]:
-    """The arguments of ``sendmsg`` for a message."""
+def packet(
+    message: wire.Message, fds: Sequence[int] = (), number: int = 0
+) -> tuple[list[bytes], list[tuple[int, int, Any]], int]:
+    """The arguments of ``sendmsg`` for a message, the answer to question ``number`` or that itself."""
     data = wire.encode(message)
-    if len(data) > LOCAL_BYTES_MAX:
+    if len(data) > LOCAL_BYTES_MAX - _NUMBER.size:
         raise ProtocolError(f"{type(message).__name__} has {len(data)} bytes, {LOCAL_BYTES_MAX} at most may be sent")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    return [data], rights, socket.MSG_NOSIGNAL
+    return [_NUMBER.pack(number), data], rights, socket.MSG_NOSIGNAL
 
 
 def receive(sock: socket.socket) -> tuple[wire.Message | None, list[int]]:
@@ -136,6 +143,42 @@ def receive(sock: socket.socket) -> tuple[wire.Message | None, list[int]]:
         return parse(sock.recvmsg(*RECEIVE))  # what it still had to say
 
 
+def again(data: bytes) -> tuple[list[bytes], list[tuple[int, int, Any]], int]:
+    """The arguments of ``sendmsg`` for a packet that was sent before."""
+    return [data], [], socket.MSG_NOSIGNAL
+
+
+def look(sock: socket.socket) -> Received:
+    """The next packet, which stays there until :func:`take`: whoever is killed meanwhile has not taken it."""
+    length, ancillary_length, flags = RECEIVE
+    try:
+        return sock.recvmsg(length, ancillary_length, flags | socket.MSG_PEEK)
+    except ConnectionResetError:  # as in receive()
+        return sock.recvmsg(length, ancillary_length, flags | socket.MSG_PEEK)
+
+
+def take(sock: socket.socket) -> None:
+    """Take a packet that was looked at."""
+    try:
+        sock.recv(1)
+    except ConnectionResetError:  # as in receive()
+        sock.recv(1)
+
+
+def next_number(sock: socket.socket) -> int:
+    """The number of the next packet, which stays there; 0 if there is none, and none will come."""
+    try:
+        return int.from_bytes(sock.recv(_NUMBER.size, socket.MSG_PEEK), "little")
+    except OSError:  # whoever receives it is told
+        return 0
+
+
+def number_of(received: Received) -> int:
+    """The number of a packet: of a question, or of that which it answers."""
+    data = received[0]
+    return int.from_bytes(data[: _NUMBER.size], "little")
+
+
 def parse(received: Received) -> tuple[wire.Message | None, list[int]]:
     """What ``recvmsg`` gave, as :func:`receive` returns and raises."""
     data, ancillary, flags, _ = received
@@ -147,12 +190,20 @@ def parse(received: Received) -> tuple[wire.Message | None, list[int]]:
                 "descriptor left to take one: then raise its limit (`ulimit -n`)"
             )
         if data:
-            return wire.decode(data), fds
+            return _decode(data), fds
     except Exception:
         close_all(fds)
         raise
     close_all(fds)
     return None, []
+
+
+def _decode(data: bytes) -> wire.Message:
+    try:
+        return wire.decode(memoryview(data)[_NUMBER.size :])
+    except ProtocolError:
+        wire.decode(data)  # raises VersionMismatch for an earlier release, which had no numbers
+        raise
 
 
 def peer(sock: socket.socket) -> tuple[int, int, int]:

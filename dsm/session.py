@@ -66,6 +66,16 @@ class Session:
         self._owed_bytes += length + _MESSAGE_BYTES
         return self._owed_bytes > _OWED_BYTES_MAX
 
+    @property
+    def owes(self) -> bool:
+        """Has something come that was not acknowledged?"""
+        return self._owed_bytes > 0
+
+    @property
+    def sent(self) -> int:
+        """Messages that were sent."""
+        return self.acknowledged + len(self.kept)
+
     def acknowledgement(self) -> bytes:
         """A frame by itself that tells what has been received; it is no message."""
         self._owed_bytes = 0

@@ -103,6 +103,21 @@ class Link:
         """What was sent and the other end is not known to have received."""
         return self._session.kept_bytes
 
+    @property
+    def sent(self) -> int:
+        """Messages that were sent."""
+        return self._session.sent
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them the other end is known to have received."""
+        return self._session.acknowledged
+
+    def acknowledge(self) -> None:
+        """Tell what has been received, where nothing is sent that tells it."""
+        if self._socket is not None and self._session.owes:
+            self._transmit(self._session.acknowledgement())
+
     def adopt(self, sock: socket.socket, received: int, hello: bytes) -> None:
         """Go on over another connection: say ``hello``, then what the other end, which has ``received`` so many
         messages, has not. Raises :class:`ProtocolError` if that cannot be."""
@@ -482,6 +497,7 @@ class Caller(Link):
                 if not self._session.fresh:
                     raise ProtocolError("the other end does not know of this conversation any more")
                 self._known = False
+                self._dialed_s = 0.0  # it will be known at once
             error = None
         except ProtocolError as e:
             error = e

@@ -56,6 +56,13 @@ GUESS: Final = 1
 PREFETCH: Final = 2
 """What will be used for sure: an explicit prefetch, or what lies ahead of a thread that stores to page after page."""
 
+# How a node has pages.
+COPY: Final = 0
+ONLY: Final = 1
+"""Nobody else has one: exclusive."""
+KEPT: Final = 2
+"""It has given them up, but what was in them is still there, should nobody have got it."""
+
 # How a region is opened.
 OPEN_OR_CREATE: Final = 0
 MUST_NOT_EXIST: Final = 1
@@ -221,8 +228,8 @@ class Restore(NamedTuple):
 
 
 class Revive(NamedTuple):
-    """To a node that has kept what was in these pages before another one wrote: that one is lost, so that is in them
-    again, and they are here, shared. Those that are here anyway stay as they are."""
+    """To a node that has kept what was in these pages when another one was to write them: that one is lost, or never
+    got them, so that is in them again, and they are here, shared. Those that are here anyway stay as they are."""
 
     region: U32
     start: U64
@@ -332,10 +339,15 @@ class Fenced(NamedTuple):
 
 
 class Rejoin(NamedTuple):
-    """The directory has forgotten the sender's conversation: was it restarted? ``session``: that of its Join."""
+    """The directory has forgotten the sender's conversation: was it restarted? ``session``: that of its Join.
+
+    Or it was the sender's agent that was killed: another one took its place, and knows neither what is under way nor
+    whether its pages are exclusive. Then ``anew`` is the epoch that is to begin with this, a number that nobody else
+    can guess; otherwise 0."""
 
     node: U16
     session: SessionName
+    anew: U32
 
 
 class Rejoined(NamedTuple):
@@ -347,9 +359,25 @@ class Rejoined(NamedTuple):
 
 
 class Awaited(NamedTuple):
-    """The ``tickets`` (u32) that are to be answered still, but for those of what was just said again."""
+    """The ``tickets`` (u32) that are to be answered still, but for those of what was just said again, and of what the
+    sender will ask again itself. After an agent was killed this is the end of what it has said anew."""
 
     tickets: Packed
+
+
+class Stands(NamedTuple):
+    """After an agent was killed, before all else: the lock that the node got as ``grant`` is held there, or somebody
+    will hold it once he hears of that. Any other that belongs to the node nobody holds."""
+
+    grant: U32
+    name: Name
+
+
+class Opens(NamedTuple):
+    """After an agent was killed, before all else: so many of the opens of a region last. Of any other none do."""
+
+    region: U32
+    opens: U32
 
 
 class Flush(NamedTuple):
@@ -368,15 +396,16 @@ class Flushed(NamedTuple):
 
 
 class Have(NamedTuple):
-    """Pages that the sender has, or none of a region that it knows. ``runs``: (first page u64, count u32) each."""
+    """Pages that the sender has, or none of a region that it knows. ``runs``: (first page u64, count u32) each.
+    ``how``: see COPY, ONLY and KEPT."""
 
     region: U32
-    exclusive: Flag
+    how: U8
     runs: Packed
 
 
 class Rebuilt(NamedTuple):
-    """There are no more: the sender has told the directory of all pages."""
+    """There are no more: the sender has told the directory of all pages. After that, the answer to a Revive."""
 
     epoch: U32
 
@@ -629,8 +658,10 @@ class Holds(NamedTuple):
 
 
 class Return(NamedTuple):
-    """The node gives a lock back. ``died``: who held it has ended without releasing it."""
+    """The node gives the lock back that it got as ``grant``, the ticket of whoever asked then. ``died``: who held it
+    has ended without releasing it."""
 
+    grant: U32
     name: Name
     died: Flag
 
@@ -726,7 +757,7 @@ MESSAGES: Final[tuple[type[Any], ...]] = (
     Orphan, GaveUp, Detach, Hurry, Keep, Shards, Enlist, JoinShard,
     Post, Enroll, Forget, Recall, Holds, Return, Gone, WaitOn, Hold, Restore, Reset, Lease,
     Rejoin, Rejoined, Awaited, Flush, Flushed, Have, Rebuilt, GoOn, Drain, Drained, Mirror, Take, Taken,
-    Revive,
+    Revive, Stands, Opens,
 )  # fmt: skip
 """The position is the kind on the wire: append, never reorder."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 import click
 
 from dsm import constants, daemon, local, memory, uffd, wire
-from dsm.errors import DsmError, Fenced, UserfaultfdUnavailable, from_wire
+from dsm.errors import DsmError, Fenced, NodeUnreachable, UserfaultfdUnavailable, from_wire
 from dsm.logline import line
 from dsm.trace import HELP, Trace
-from nodes.agent import Agent
+from nodes.agent import Agent, may_be_taken_over
 from nodes.figures import figures
+from nodes.keeper import Shelf, end_applications, keep
 
 log = logging.getLogger("dsm.node")
 
@@ -42,6 +44,8 @@ _LISTEN = "tcp://IP:PORT for the other nodes: this host's address, or 0.0.0.0 fo
 @click.option(
     "--with-parent", is_flag=True, help="End, with all attached applications, when the starting process ends."
 )
+@click.option("--upgrade", is_flag=True, help="Let the node at --socket go on with the program as it is installed now.")
+@click.option("--resume", type=int, hidden=True, help="Descriptor of what the program before this one has kept.")
 @click.option("--drain", is_flag=True, help="Let the node at --socket leave: what only it has goes to others first.")
 @click.option("--exit-when-idle", is_flag=True, help="End when the last application has left.")
 def main(
@@ -56,6 +60,8 @@ def main(
     trace_path: Path | None,
     ready_fd: int | None,
     with_parent: bool,
+    upgrade: bool,
+    resume: int | None,
     drain: bool,
     exit_when_idle: bool,
 ) -> None:
@@ -63,9 +69,16 @@ def main(
     if drain:
         _drain(path or local.runtime_directory() / "node.sock")
         return
+    if upgrade:
+        _upgrade(path or local.runtime_directory() / "node.sock")
+        return
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         seal = daemon.seal_for(listen, key, insecure)
         _check_host()
+        shelf = keep(_command(), None if resume else ready_fd, resume)
+        given_up = _is_given_up(shelf)
+        if given_up and with_parent:
+            raise Fenced("the agent of this node was killed, and cannot be replaced: its applications were ended")
         memory.keep_freed_memory()
         name = name or socket.gethostname()
         trace = Trace(trace_path, f"node {name}") if trace_path else None
@@ -79,13 +92,16 @@ def main(
             trace,
             end_applications=with_parent,
             exit_when_idle=exit_when_idle,
+            shelf=shelf,
             seal=seal,
         )
-        agent = join()
+        resumed = given_up or bool(shelf.found)
+        agent = _rejoin(join) if given_up else join()
         if metrics:
             daemon.serve_metrics(metrics, lambda: figures(agent))
-        daemon.on_stop(agent.stop)
-        ready(agent.links.address)
+        _on_stop(agent.stop)
+        if not resumed:
+            ready(agent.links.address)
     # The loop makes no reference cycles on its way; a full collection in the middle of a fault would be a pause.
     gc.freeze()
     gc.disable()
@@ -98,6 +114,7 @@ def main(
                 if with_parent:  # whoever runs a program on this node cannot go on without its processes
                     raise
                 log.critical("%s", error)
+            shelf.clear()
             agent = _rejoin(join)
     except DsmError as error:
         print(f"dsm node: error: {error}", file=sys.stderr)
@@ -129,9 +146,66 @@ def _drain(path: Path) -> None:
     click.echo(f"node {name!r} has left")
 
 
+def _command() -> list[str]:
+    """What starts this program once more, but for what is for one start alone."""
+    arguments = sys.argv[1:]
+    for option in ("--resume", "--ready-fd"):
+        while option in arguments:
+            at = arguments.index(option)
+            del arguments[at : at + 2]
+    return [sys.executable, "-P", "-m", "nodes", *arguments]
+
+
+def _upgrade(path: Path) -> None:
+    """Let the node at ``path`` be replaced by this program, and wait until it is."""
+    try:
+        before, name = _who(path, "upgrade")
+        until = time.monotonic() + constants.START_TIMEOUT_S
+        while (pid := _who(path, "here")[0]) == before:
+            if time.monotonic() > until:
+                raise NodeUnreachable(f"node {name!r} has not been replaced in {constants.START_TIMEOUT_S:g} s")
+            time.sleep(constants.HEARTBEAT_S / 10)
+    except (DsmError, OSError) as error:
+        print(f"dsm node: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    click.echo(f"node {name!r} goes on as process {pid}")
+
+
+def _who(path: Path, what: str) -> tuple[int, str]:
+    """Ask the node at ``path`` something of which the answer says what process it is, and of what node."""
+    with local.connect(path, constants.CONNECT_TIMEOUT_S) as sock:
+        sock.settimeout(constants.START_TIMEOUT_S)
+        local.send(sock, wire.Query(0, what, 0, 0, 0))
+        answer, fds = local.receive(sock)
+        local.close_all(fds)
+    if isinstance(answer, wire.Failure):
+        raise from_wire(answer.error, answer.text)
+    if not isinstance(answer, wire.Answer):
+        raise NodeUnreachable(f"the node agent at {path} does not answer as one")
+    return answer.value["pid"], answer.value["name"]
+
+
+def _is_given_up(shelf: Shelf) -> bool:
+    """Where a directory has several shards the pages of an agent that was killed are not found again. Nor is what an
+    agent may have received while its lease was over, and done nothing with. So its applications end with it, and the
+    node comes back as another one."""
+    if not shelf.found or may_be_taken_over(shelf.found):
+        return False
+    end_applications(shelf.found)
+    for thing in shelf.found.values():
+        local.close_all(thing.fds)
+    shelf.clear()
+    return True
+
+
+def _on_stop(stop: Callable[[], object]) -> None:
+    """Call ``stop`` when the keeper says so."""
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+
+
 def _rejoin(join: Callable[[], Agent]) -> Agent:
     """Become a member anew, as another node of the same name, as soon as there is a directory to take it in."""
-    daemon.on_stop(sys.exit)
+    _on_stop(sys.exit)
     while True:
         try:
             agent = join()
@@ -139,7 +213,7 @@ def _rejoin(join: Callable[[], Agent]) -> Agent:
             log.warning("cannot join again yet: %s", error)
             time.sleep(constants.HEARTBEAT_S)
         else:
-            daemon.on_stop(agent.stop)
+            _on_stop(agent.stop)
             log.warning("%s", line("rejoined", node=agent.links.node, name=agent.name))
             return agent
 

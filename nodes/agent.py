@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,16 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dsm import constants, daemon, errors, local, memory, wire
+from dsm.codec import pack, unpack
 from dsm.logline import line
 from dsm.poller import BROKEN, Handler, Poller
 from dsm.story import Story, text
-from dsm.stream import Link
+from dsm.stream import REDIAL_S, Link
 from dsm.trace import Trace, untraced
 from nodes.applications import Applications
-from nodes.links import Links
+from nodes.keeper import UPGRADE, Shelf, Thing
+from nodes.links import Links, Membership
 from nodes.memory import Mapping, RegionMemory
+from nodes.notes import SharedNotes
 from nodes.pager import Pager
 from nodes.rebuild import Rebuild
+from nodes.retained import SharedRetained
 from nodes.taking import Taking
 from nodes.tenure import Tenure
 from nodes.tracing import TracedOutlets, TracedUserfaultfd
@@ -35,6 +40,10 @@ if TYPE_CHECKING:
     from dsm.seal import Seal
 
 log = logging.getLogger("dsm.node")
+
+_NODE: Final = "node"
+_REGION: Final = "region "
+"""Names on the shelf: of what an agent needs before all else, and of a region."""
 
 _UNUSED_S: Final = 30.0
 """How long an agent that leaves with its last application waits for its first."""
@@ -61,22 +70,32 @@ class Agent:
         *,
         end_applications: bool,
         exit_when_idle: bool,
+        shelf: Shelf,
         seal: Seal | None = None,
     ) -> None:
         self.name = name
+        self._shelf = shelf
+        found = shelf.found
         self.started_s = time.monotonic()
         self.path = path
         self._trace = trace
         self._poller = Poller(trace.around if trace else untraced)
         self._poller.seal = seal
-        listener = local.listen(path, group)
+        before, descriptors = _before(found)
+        listener = socket.socket(fileno=descriptors[0]) if before else local.listen(path, group)
         try:
-            self.links = Links(self._poller, directory, listen, name)
+            self.links = Links(self._poller, directory, listen, name, before)
         except BaseException:
             self._poller.close()
             listener.close()
             path.unlink(missing_ok=True)
             raise
+        self._notes = SharedNotes(*descriptors[1:2])
+        retained = SharedRetained(self.links.acknowledged, descriptors[2:])
+        if before is None:
+            node, session, listening = self.links.membership
+            kept = [listener.fileno(), self._notes.memfd, *retained.memfds, listening]
+            shelf.put(_NODE, pack(node, session, self.links.shards), kept)
         numbers = _unguessable()
         story = Story(time.time)
         self.pager = Pager(
@@ -86,6 +105,7 @@ class Agent:
             finished=self._finished,
             blame=self.blame,
             tell=_tell,
+            retained=retained,
             story=trace.follow(story) if trace else story,
             number=lambda _: next(numbers),
             shards=self.links.shards,
@@ -96,24 +116,30 @@ class Agent:
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
+        self._steps_aside = False
         self._leaving = False
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
-        self.applications = Applications(self, listener, group is not None)
-        self._tenure = Tenure(self.links.shards, self.started_s, self.pager, self.applications, log.warning)
+        self.applications = Applications(self, listener, group is not None, self._notes, shelf)
+        self._tenure = Tenure(
+            self.links.shards, self.started_s, self.pager, self.applications, log.warning, self._notes
+        )
         self._rebuild = Rebuild(self.links, self.pager, self.applications, self._fence, log.warning)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: self.links.member,
             wire.MemberLeft: self._member_left,
             wire.Fenced: lambda m: self._fence(m.reason),
-            wire.Destroy: lambda m: self.pager.destroy(m.region),
+            wire.Destroy: self._destroy,
             wire.Recall: lambda m: self.applications.recall(m),
             wire.Rejoined: self._rebuild.rejoined,
             wire.Flush: self._rebuild.flush,
             wire.GoOn: self._go_on,
             wire.Take: self._take,
+            wire.Revive: self._revive,
             wire.Drained: self._drained,
         }
+        if before is not None:
+            self._take_over(found)
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -160,13 +186,43 @@ class Agent:
         region = self.pager.regions.get(m.region)
         try:
             if region is None:
-                region = RegionMemory(m.region, m.name, m.size, m.page_size, m.options, self.blame)
-                self.pager.add_region(region)
+                region = self.new_region(m.region, m.name, m.size, m.page_size, m.options)
         except (errors.DsmError, OSError) as error:
             log.error("cannot take pages of region %r: %s", m.name, error)
             self.links.send(wire.DIRECTORY, wire.Taken(m.region, m.start, m.count))
         else:
             Taking(self.pager, m, self.links).go_on()
+
+    def new_region(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> RegionMemory:
+        """A region is used here for the first time. Raises DsmError or OSError if there is no room for it."""
+        region = RegionMemory(number, name, size, page_size, options, self.blame)
+        self._shelf.put(f"{_REGION}{number}", pack(number, name, size, page_size, options), region.descriptors)
+        self.pager.add_region(region)
+        return region
+
+    def _destroy(self, m: wire.Destroy) -> None:
+        self._shelf.drop(f"{_REGION}{m.region}")
+        self.pager.destroy(m.region)
+
+    def _revive(self, m: wire.Revive) -> None:
+        self.pager.step(m)
+        self._rebuild.revived()
+
+    def _take_over(self, found: dict[str, Thing]) -> None:
+        """Go on where an agent that was killed has stopped: with its memory, its applications, and its peers."""
+        self._notes.found([int(name.split()[1]) for name in found if name.startswith("connection ")])
+        self.pager.freeze()
+        for name, thing in found.items():
+            if name.startswith(_REGION):
+                number, label, size, page_size, options = unpack(thing.note)
+                self.pager.take_over(RegionMemory(number, label, size, page_size, options, self.blame, thing.fds))
+        self.applications.take_over(found)
+        log.warning("%s", line("taken_over", node=self.links.node, applications=self.applications.processes()))
+
+    def step_aside(self) -> None:
+        """Let another agent take the place of this one: the program as it is installed now."""
+        self._steps_aside = True
+        self._running = False
 
     def _finished(self, waiter: Any) -> None:
         if type(waiter) is Taking:
@@ -175,16 +231,19 @@ class Agent:
             self.applications.prefetched(waiter)
 
     def _go_on(self, m: wire.GoOn) -> None:
+        anew = self.links.anew
         self._rebuild.go_on(m)
+        if anew:
+            self._shelf.settled()
         if self._leaving:  # the directory has forgotten that
             self.drain()
 
     def serve(self) -> None:
         """Serve until :meth:`stop`; then leave the cluster. Raises :class:`~dsm.errors.Fenced` if the directory sent us
-        away."""
+        away. Ends the process if it is to be replaced."""
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
-        links.start(self._from_directory, self._from_peer, self._forgotten)
+        links.start(self._from_directory, self._from_peer, self._forgotten, self._rebuild.broken)
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )
@@ -198,6 +257,8 @@ class Agent:
                     self._report(error)
                 raise
             finally:
+                if self._steps_aside:
+                    sys.exit(UPGRADE)
                 self._leave()
         if self._fenced:
             raise errors.Fenced(
@@ -221,7 +282,11 @@ class Agent:
         links = self.links
         waits = links.waits
         at_once = pager.bulk and not pager.bulk_waits and not self._tenure.suspended
-        self._poller.wait(0 if at_once else self._next_heartbeat_s - now)
+        returning = pager.frozen
+        most_s = REDIAL_S if returning else self._next_heartbeat_s - now
+        self._poller.wait(0 if at_once else most_s)
+        if returning:  # others wait for this node
+            links.look_after()
         if waits:  # a turn long
             links.flush()
         if self._tenure.suspended:
@@ -358,6 +423,27 @@ class Agent:
         line = f"dsm: ended: region {mapping.region.name!r} is no longer registered as it was ({error.strerror})"
         _tell(mapping.pid, line)
         self.applications.end(mapping)
+
+
+def may_be_taken_over(found: dict[str, Thing]) -> bool:
+    """Can another agent go on with what one that was killed has left?"""
+    if _NODE not in found:
+        return False
+    note, fds = found[_NODE]
+    shards: int = unpack(note)[2]
+    return shards == 1 and SharedNotes(fds[1]).lease > time.monotonic()
+
+
+def _before(found: dict[str, Thing]) -> tuple[Membership | None, list[int]]:
+    """The membership of an agent that was killed, if there was one; and the descriptors of its Unix socket, its notes,
+    and what it has retained."""
+    if _NODE not in found:
+        return None, []
+    note, fds = found[_NODE]
+    node, session, _ = unpack(note)
+    listening = socket.socket(fileno=fds[-1])
+    listening.setblocking(False)
+    return Membership(node, session, listening), fds[:-1]
 
 
 def _unguessable() -> Iterator[int]:

@@ -17,10 +17,10 @@ _UNANSWERED_MAX: Final = 64
 
 class Lease:
     """Runs from when a heartbeat was sent, which is before the directory can have heard it, and ends before the
-    directory gives the node up. Each of the ``shards`` gives its own."""
+    directory gives the node up. Each of the ``shards`` gives its own. ``until``: of an agent that was killed."""
 
-    def __init__(self, shards: int, now: float) -> None:
-        self._until = [now + LEASE_S - LEASE_MARGIN_S] * shards
+    def __init__(self, shards: int, now: float, until: float = 0.0) -> None:
+        self._until = [until or now + LEASE_S - LEASE_MARGIN_S] * shards
         self._sent: dict[int, float] = {}
         self._beat = 0
 
@@ -38,6 +38,11 @@ class Lease:
         if sent is not None and m.shard < len(self._until):
             self._until[m.shard] = max(self._until[m.shard], sent + LEASE_S - LEASE_MARGIN_S)
 
+    @property
+    def until(self) -> float:
+        """When it is over."""
+        return min(self._until)
+
     def left_s(self, now: float) -> float:
         """How long it still runs; negative once it is over."""
-        return min(self._until) - now
+        return self.until - now

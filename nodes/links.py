@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dsm import asking, route, wire
 from dsm.listener import Listener
@@ -14,8 +16,18 @@ from nodes.outgoing import Muted, Outgoing, Said
 
 log = logging.getLogger("dsm.node")
 
+_ALL: Final = 1 << 62
 _GOODBYE_S: Final = 0.5
 """The goodbye should arrive, but nobody waits for it longer than this."""
+
+
+class Membership(NamedTuple):
+    """What an agent has to know to take the place of another one: the number of the node, the conversation in which it
+    became a member, and the socket on which its peers call."""
+
+    node: int
+    session: bytes
+    listening: socket.socket
 
 
 Told = Callable[[bytes | memoryview], None]
@@ -52,9 +64,15 @@ class _Shard:
 
 
 class Links:
-    """Joined to ``directory``, in all its ``shards``, as ``node``. Nothing is delivered before :meth:`start`."""
+    """Joined to ``directory``, in all its ``shards``, as ``node``. Nothing is delivered before :meth:`start`.
 
-    def __init__(self, poller: Poller, directory: str, listen: str, name: str) -> None:
+    ``before``: of the agent that was killed, in whose place this one goes on. It is ``anew`` until the directory has
+    begun again with it.
+    """
+
+    def __init__(
+        self, poller: Poller, directory: str, listen: str, name: str, before: Membership | None = None
+    ) -> None:
         self.directory_address = directory
         self._poller = poller
         self._members: dict[int, str] = {}  # addresses by node id
@@ -63,13 +81,22 @@ class Links:
         self._shards: list[_Shard] = []  # of the directory
         self._deliver: Told
         self._lost: Callable[[str], None] = lambda why: None
+        self._peer_broken: Callable[[int, bool], None] = lambda node, bulk: None
+        self._from_peer: Deliver
+        self._started = self._hears_peers = False
+        self.anew = before is not None
         self.said: Final = Said()
         self._away = False  # the directory has not told yet what it remembers of this node
-        self._listener = Listener(poller, listen)
+        self._listener = Listener(poller, listen, before and before.listening)
         try:
             self.address = route.reachable(self._listener.address, directory)
             route.check_reachable(self.address, directory)
-            self.node = self._join(name)
+            if before is not None:
+                self.node, self._session = before.node, before.session
+                self.rejoin()
+            else:
+                self.node = self._join(name)
+                self._session = self._shards[0].caller.name
         except BaseException:
             if len(self._shards) > 1:  # the first has taken this node in
                 self._say_goodbye()
@@ -77,7 +104,11 @@ class Links:
             raise
         self.shards = len(self._shards)
         self._first = self._shards[0].outgoing
-        self._session = self._shards[0].caller.name
+
+    @property
+    def membership(self) -> tuple[int, bytes, int]:
+        """See :class:`Membership`; the last is the descriptor of the socket."""
+        return self.node, self._session, self._listener.fileno()
 
     def _join(self, name: str) -> int:
         shard, answer = self._ask(self.directory_address, wire.Join(name, self.address), (wire.Shards, wire.Welcome))
@@ -102,14 +133,27 @@ class Links:
         from_directory: Told,
         from_peer: Deliver,
         lost: Callable[[str], None],
+        peer_broken: Callable[[int, bool], None],
     ) -> None:
-        """Deliver what comes from now on. ``lost``: why the directory does not know this conversation any more."""
+        """Deliver what comes from now on. ``lost``: why the directory does not know this conversation any more.
+        ``peer_broken``: which peer does not (and whether that for bulk)."""
         self._deliver = from_directory
         self._lost = lost
+        self._peer_broken = peer_broken
+        self._started = True
         for shard in self._shards:
             shard.start(from_directory)
         self._poller.idle = self.flush
-        self._listener.start(from_peer, lambda link: link.proven)
+        self._from_peer = from_peer
+        if not self.anew:
+            self.hear_peers()
+
+    def hear_peers(self) -> None:
+        """Hear peers from now on. In the place of an agent that was killed not before all know that: what was sent to
+        it would count as received."""
+        if not self._hears_peers:
+            self._hears_peers = True
+            self._listener.start(self._from_peer, lambda link: link.proven)
 
     @property
     def rejected(self) -> int:
@@ -118,7 +162,8 @@ class Links:
 
     def look_after(self) -> None:
         """To be called now and then: makes connections that are missing."""
-        self._listener.look_after()
+        if self._hears_peers:
+            self._listener.look_after()
         for shard in self._shards:
             shard.caller.look_after()
             if shard.caller.connected != shard.connected:
@@ -134,8 +179,18 @@ class Links:
             return
         if any(link is shard.caller for shard in self._shards):
             self._lost(str(error))
-        else:  # until that one has left the cluster, what it should have been sent is missing
-            log.error("a peer has ended its conversation with this node: %s", error)
+            return
+        # Until all begin again, or that one has left the cluster, what it should have been sent is missing.
+        log.warning("a peer has ended its conversation with this node: %s", error)
+        for callers in (self._callers, self._bulk):
+            for node in [node for node, caller in callers.items() if caller is link]:
+                self._peer_broken(node, callers is self._bulk)
+
+    def renew_broken(self) -> None:
+        """Begin other conversations with peers that do not know those any more."""
+        for callers in (self._callers, self._bulk):
+            for node in [node for node, caller in callers.items() if caller.error is not None]:
+                callers.pop(node).close()
 
     def close(self) -> None:
         """Say goodbye and close every socket."""
@@ -157,12 +212,15 @@ class Links:
         """Begin another conversation with the directory, as the node that this is. Nothing else is said in it before
         :meth:`say_again`, and of pages nothing before :meth:`go_on`."""
         self._away = True
-        first = self._shards[0]
-        first.caller.close()
-        self._shards[0] = first = _Shard(self._poller, self.directory_address, self._broken)
-        first.start(self._deliver)
+        for shard in self._shards:
+            shard.caller.close()
+        first = _Shard(self._poller, self.directory_address, self._broken)
+        self._shards = [first]
+        if self._started:
+            first.start(self._deliver)
         first.outgoing = self._first = Muted()
-        first.send([wire.Rejoin(self.node, self._session)])
+        anew = int.from_bytes(os.urandom(4), "little") | 1 if self.anew else 0
+        first.send([wire.Rejoin(self.node, self._session, anew)])
 
     def say_again(self, messages: list[wire.Message]) -> None:
         """What the directory does not remember. From then on it is told everything as it comes."""
@@ -172,6 +230,7 @@ class Links:
 
     def go_on(self) -> None:
         """The directory understands everything again."""
+        self.anew = False
         self._shards[0].outgoing = self._first = Outgoing()
 
     @property
@@ -243,6 +302,16 @@ class Links:
         caller = callers.get(to) or self._caller(callers, to)
         if caller is not None:
             caller.send(wire.encode(message), payload)
+
+    def sent(self, node: int, bulk: bool) -> int:
+        """How many messages were sent in a conversation with a peer."""
+        caller = (self._bulk if bulk else self._callers).get(node)
+        return caller.sent if caller is not None else 0
+
+    def acknowledged(self, node: int, bulk: bool) -> int:
+        """How many of them are known to have come. All, if it has left: then nobody asks any more."""
+        caller = (self._bulk if bulk else self._callers).get(node)
+        return caller.acknowledged if caller is not None else _ALL
 
     def takes_bulk(self, node: int) -> bool:
         """Can page data be sent to a peer's bulk connection at once? What goes nowhere can."""

@@ -12,10 +12,11 @@ _FREE_MAX: Final = 4096
 
 
 class _Lock:
-    __slots__ = ("held", "kind", "recalled")
+    __slots__ = ("grant", "held", "kind", "recalled")
 
-    def __init__(self, kind: int) -> None:
+    def __init__(self, kind: int, grant: int) -> None:
         self.kind = kind
+        self.grant = grant  # the ticket with which this node got it
         self.held: Acquire | None = None  # how it was acquired
         self.recalled = False
 
@@ -43,13 +44,27 @@ class Locks:
 
     def granted(self, m: Acquire, value: int) -> None:
         """The directory has given the lock to this node, for who sent ``m``."""
-        lock = self._locks[m.name] = _Lock(m.kind)
+        lock = self._locks[m.name] = _Lock(m.kind, m.ticket)
         lock.held = m
         lock.recalled = value & CONTENDED != 0
 
-    def released(self, name: str, died: bool) -> list[Message]:
+    def grant(self, name: str) -> int:
+        """How this node got a lock that it has."""
+        return self._locks[name].grant
+
+    def restore(self, m: Acquire, grant: int) -> None:
+        """The agent before this one has noted that ``m`` holds the lock. It may have noted that of two: then the one
+        that got it first has ended."""
+        known = self._locks.get(m.name)
+        if known is None or (grant - known.grant) & 0x80000000 == 0:
+            lock = self._locks[m.name] = _Lock(m.kind, grant)
+            lock.held = m
+
+    def released(self, name: str, grant: int, died: bool) -> list[Message]:
         """Who held it has released it, or ``died`` with it."""
-        lock = self._locks[name]
+        lock = self._locks.get(name)
+        if lock is None or lock.grant != grant:  # it went back, and was got again, before an agent was killed
+            return []
         lock.held = None
         if lock.recalled or died:
             return [self._give_back(name, died)]
@@ -83,5 +98,4 @@ class Locks:
         return [self._give_back(name) for name in free]
 
     def _give_back(self, name: str, died: bool = False) -> Return:
-        del self._locks[name]
-        return Return(name, died)
+        return Return(self._locks.pop(name).grant, name, died)

@@ -124,6 +124,11 @@ class NodeMachine:
         """Begin to keep the ``count`` pages of a region; it costs nothing until they are touched."""
         self._regions[region] = _Region(region, count, pages_per_extent(page_size))
 
+    def take_over(self, region: int, start: int, stop: int) -> None:
+        """Pages are here that another agent has left."""
+        self._cause = "another agent was killed"
+        self._move(self._regions[region], start, stop, pages.TAKE_OVER)
+
     def remove_region(self, region: int) -> None:
         """Forget a region; what still arrives for it is late."""
         gone = self._regions.pop(region, None)
@@ -345,7 +350,8 @@ class NodeMachine:
 
     def report(self) -> list[tuple[int, bool, list[tuple[int, int]]]]:
         """Everything that is here: region, whether exclusive, and ``(first page, count)`` of each run. Of every region
-        one entry at least."""
+        one entry at least. What was asked for is so no longer: it may come from an agent that was killed, and late."""
+        self._forget_requests()
         told: list[tuple[int, bool, list[tuple[int, int]]]] = []
         for number, region in self._regions.items():
             runs: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
@@ -355,16 +361,20 @@ class NodeMachine:
             told += [(number, exclusive, some) for exclusive, some in runs.items() if some or not exclusive]
         return told
 
-    def ask_again(self) -> list[Effect]:
-        """The directory knows of no request any more: forget them all, let who waits retry, and go on with explicit
-        prefetches and resets."""
-        effects: list[Effect] = []
+    def _forget_requests(self) -> None:
         self._cause = "the directory begins again"
         for region in self._regions.values():
             for start, stop, state in list(region.table.touched_runs()):
                 if state & PENDING:
                     self._move(region, start, stop, pages.FORGET)
             region.asks.clear()
+
+    def ask_again(self) -> list[Effect]:
+        """The directory knows of no request any more: forget them all, let who waits retry, and go on with explicit
+        prefetches and resets."""
+        effects: list[Effect] = []
+        self._forget_requests()
+        for region in self._regions.values():
             waiting, region.waiters = region.waiters, {}
             for page, waiters in waiting.items():
                 write = region.table.get(page) & EXCLUSIVE != 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from dsm import memory
@@ -26,7 +26,7 @@ _ZEROS: Final = memory.Staging()
 class Mapping:
     """One application's mapping of a region, at ``address`` in its address space; ``pid`` is its process."""
 
-    __slots__ = ("address", "pid", "poisoned", "prefetch", "reads", "region", "since", "uffd", "writes")
+    __slots__ = ("address", "pid", "poisoned", "prefetch", "reads", "recalled", "region", "since", "uffd", "writes")
 
     def __init__(self, region: RegionMemory, uffd: Userfaultfd, address: int, pid: int) -> None:
         self.region = region
@@ -39,6 +39,7 @@ class Mapping:
         self.since: dict[int, tuple[int, str]] = {}  # by page with a waiting thread: when it faulted (ns), and how
         self.prefetch: Any = None
         self.poisoned: set[int] = set()  # pages
+        self.recalled = False  # any page may be poisoned: an agent that was killed knew which
 
 
 Blame = Callable[[Mapping, OSError], None]
@@ -48,11 +49,19 @@ class RegionMemory:
     """The pages of one region that are here. Offsets and lengths are in pages of the region.
 
     ``blame`` is called when the kernel refuses what an application's userfaultfd must allow: the application has undone
-    its part, by mistake or malice, and its memory can no longer be kept coherent.
+    its part, by mistake or malice, and its memory can no longer be kept coherent. ``found``: the descriptors of an
+    agent that was killed.
     """
 
     def __init__(
-        self, number: int, name: str, size: int, page_size: int, options: dict[str, Any], blame: Blame
+        self,
+        number: int,
+        name: str,
+        size: int,
+        page_size: int,
+        options: dict[str, Any],
+        blame: Blame,
+        found: Sequence[int] = (),
     ) -> None:
         self.number = number
         self.name = name
@@ -60,7 +69,7 @@ class RegionMemory:
         self.page_size = page_size
         self.options = options
         self.pages = pages_in(size, page_size)
-        self.memfd = memory.create_memfd(f"dsm:{name}"[:200], self.pages * page_size)
+        self.memfd = found[0] if found else memory.create_memfd(f"dsm:{name}"[:200], self.pages * page_size)
         self.mappings: list[Mapping] = []
         self.users = 0  # connections that are attached or about to be
         self.holds = 0  # connections for which it outlives its users
@@ -70,10 +79,33 @@ class RegionMemory:
         self._armed: set[int] = set()  # extents (by byte offset) in which pages may be present
         self._length = self.pages * page_size
         self._blame = blame
-        self._withheld = -1  # a memory file, while suspended
         # What was in pages that were given up for other writers, where the region has replicas.
-        replicas = options.get("replicas", 0)
-        self._shadows = memory.create_memfd(f"dsm-shadows:{name}"[:200], self._length) if replicas else -1
+        self.keeps_shadows = bool(options.get("replicas", 0))
+        self._shadows = -1
+        if self.keeps_shadows:
+            self._shadows = found[1] if found else memory.create_memfd(f"dsm-shadows:{name}"[:200], self._length)
+        self._withheld = -1  # a memory file, while suspended
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that the memory is: of pages, and perhaps of shadows."""
+        return [self.memfd] if self._shadows < 0 else [self.memfd, self._shadows]
+
+    def take_over(self) -> list[tuple[int, int]]:
+        """The runs ``[start, stop)`` of pages that are here. A page of which only a part is here has not come, or is
+        gone, as far as it should be."""
+        runs = []
+        for first, last in memory.present(self.memfd, self._length):
+            start, stop = -(-first // self.page_size), last // self.page_size
+            for a, b in ((first, min(last, start * self.page_size)), (max(first, stop * self.page_size), last)):
+                if a < b:
+                    memory.punch_hole(self.memfd, a, b - a)
+            if start < stop:
+                runs.append((start, stop))
+                self._armed.update(
+                    range(start * self.page_size // EXTENT_BYTES, (stop * self.page_size - 1) // EXTENT_BYTES + 1)
+                )
+        return runs
 
     def close(self) -> None:
         """Give the memory back."""
@@ -132,21 +164,25 @@ class RegionMemory:
     ) -> bool:
         """Make pages present with the bytes of ``source`` (None: zeros), mapped into ``target`` if it is there.
 
-        True if the threads of ``target`` that wait for them have been woken.
+        True if the threads of ``target`` that wait for them have been woken. None of them can store to a page of which
+        only a part is here: if this process is killed then, that part is taken away again.
         """
         offset, left = start * self.page_size, count * self.page_size
         self._arm(offset, left)
         frame = source or _ZEROS
         woken = target is not None
+        at_once = write and self.page_size == PAGE_BYTES
         while left:
             length = left if source is not None else min(left, FRAME_BYTES)
             if target is None:
                 os.pwrite(self.memfd, frame.buffer[:length], offset)
-            elif not self._copy(target, offset, frame, length, write):
+            elif not self._copy(target, offset, frame, length, at_once):
                 self._write_absent(offset, frame, length)
                 woken = False
             offset += length
             left -= length
+        if target is not None and write and not at_once:
+            self.unprotect(target, start, count)
         return woken
 
     def _copy(self, target: Mapping, offset: int, frame: memory.Source, length: int, write: bool) -> bool:
@@ -203,6 +239,11 @@ class RegionMemory:
                     os.pwrite(self._shadows, self.read(page, 1), page * self.page_size)
         self.drop(start, count)
 
+    def fill(self, page: int, content: bytes) -> None:
+        """This is in a page, read-only."""
+        self._arm(page * self.page_size, self.page_size)
+        os.pwrite(self.memfd, content, page * self.page_size)
+
     def revive(self, start: int, count: int) -> None:
         """What was kept aside of these pages is in them again."""
         offset, length = start * self.page_size, count * self.page_size
@@ -222,7 +263,8 @@ class RegionMemory:
         """Pages that are absent, and were perhaps poisoned, are only absent again. The one way to take the poison away
         is to bring a page, and to take that away."""
         for mapping in self.mappings:
-            for page in [page for page in mapping.poisoned if start <= page < start + count]:
+            known = range(start, start + count) if mapping.recalled else sorted(mapping.poisoned)
+            for page in [page for page in known if start <= page < start + count]:
                 mapping.poisoned.discard(page)
                 self.install(page, 1, None, False, mapping)
                 self.drop(page, 1)

@@ -63,6 +63,21 @@ class Said:
             self._messages.popleft()
             self._before += 1
 
+    @property
+    def told(self) -> int:
+        """How many were said."""
+        return self._before + len(self._messages)
+
+    @property
+    def heard_of(self) -> int:
+        """How many of them are known to be written down."""
+        return self._before
+
+    def begin(self, count: int) -> None:
+        """The directory has written down so many, of an agent that was killed. What this one has said is said anew."""
+        self._before = count
+        self._messages.clear()
+
     def unheard(self, count: int) -> list[Message] | None:
         """Of which the first ``count`` are known to a directory: the others. None if it has forgotten some."""
         if count < self._before:

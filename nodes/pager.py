@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from dsm import constants, wire
+from dsm.errors import Violation
 from dsm.geometry import pages_per_frame, shard_of
 from dsm.memory import Source
 from dsm.story import Story
@@ -20,6 +21,7 @@ from nodes import effects
 from nodes.bulk import Bulk, Frame
 from nodes.machine import NodeMachine
 from nodes.memory import Blame, Mapping, RegionMemory
+from nodes.retained import Retained
 
 
 class Outlets(Protocol):
@@ -29,6 +31,7 @@ class Outlets(Protocol):
     def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None: ...
     def takes_bulk(self, node: int) -> bool: ...
     def member_left(self, node: int) -> None: ...
+    def sent(self, node: int, bulk: bool) -> int: ...
 
 
 class Pager:
@@ -50,6 +53,7 @@ class Pager:
         finished: Callable[[Mapping], None],
         blame: Blame,
         tell: Callable[[int, str], None],
+        retained: Retained,
         story: Story | None = None,
         number: Callable[[int], int] | None = None,
         shards: int = 1,
@@ -59,6 +63,7 @@ class Pager:
         self.holds: Final[deque[tuple[int, int, int]]] = deque()  # when over (ns), region, page
         self.bulk: Final = Bulk()
         self.bulk_waits = False  # for a peer to take more
+        self._retained: Final = retained
         self._links = links
         self._shards = shards
         self._now_ns = now_ns
@@ -80,7 +85,7 @@ class Pager:
             effects.Hold: self._hold,
             effects.Finished: lambda e: self._over.append(e.waiter),
             effects.Poison: self._poison,
-            effects.Revive: lambda e: self.regions[e.region].revive(e.start, e.count),
+            effects.Revive: self._revive,
             effects.Renew: lambda e: self.regions[e.region].renew(e.start, e.count),
         }
 
@@ -90,6 +95,12 @@ class Pager:
         """A region is attached on this node for the first time."""
         self.regions[region.number] = region
         self.machine.add_region(region.number, region.pages, region.page_size)
+
+    def take_over(self, region: RegionMemory) -> None:
+        """A region with what is in it, of an agent that was killed."""
+        self.add_region(region)
+        for start, stop in region.take_over():
+            self.machine.take_over(region.number, start, stop)
 
     def destroy(self, number: int) -> None:
         """A region is gone for everybody."""
@@ -131,6 +142,12 @@ class Pager:
         """There is no directory to ask: faults are served at :meth:`thaw`."""
         self._put_off = True
         self._frozen = self._frozen or []
+        self._retained.hold()
+
+    @property
+    def frozen(self) -> bool:
+        """Are faults to be served later?"""
+        return self._frozen is not None
 
     def bring_out(self) -> None:
         """Send everything that others were to get from here by word of the directory as it was."""
@@ -139,8 +156,16 @@ class Pager:
             if not self._is_void(frame):
                 self._send_pages(self.regions[frame.fetch.region], *frame, True)
 
+    def report(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
+        """Everything that is here, or was handed over and is perhaps nowhere: region, how (COPY, ONLY or KEPT), and
+        ``(first page, count)`` of each run."""
+        told = [(region, wire.ONLY if alone else wire.COPY, runs) for region, alone, runs in self.machine.report()]
+        kept = self._retained.look()
+        return told + [(region, wire.KEPT, runs) for region, runs in kept.items() if region in self.regions]
+
     def thaw(self) -> None:
         """There is a directory, and it knows of everything that is here, but of no request."""
+        self._retained.clear()
         frozen, self._frozen = self._frozen or [], None
         self._put_off = False
         self.run(self.machine.ask_again())
@@ -287,12 +312,27 @@ class Pager:
 
     def _send_pages(self, region: RegionMemory, fetch: wire.Fetch, start: int, count: int, bulk: bool) -> None:
         payload = region.read(start, count)
-        if not fetch.keep:  # before it is sent: the requester may write as soon as it has arrived
+        data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
+        if fetch.keep:
+            self._links.send_pages(fetch.requester, data, payload, bulk)
+        else:  # it is dropped before it is sent: the requester may write as soon as it has arrived
+            self._retained.add(fetch.region, start, count, payload)
             region.give_up(start, count)
             region.stats.invalidations += count
-        data = wire.Data(fetch.region, fetch.generation, fetch.start, fetch.count, start, count, fetch.acks)
-        self._links.send_pages(fetch.requester, data, payload, bulk)
+            self._links.send_pages(fetch.requester, data, payload, bulk)
+            self._retained.sent(fetch.requester, bulk, self._links.sent(fetch.requester, bulk))
         region.stats.pages_out += count
+
+    def _revive(self, e: effects.Revive) -> None:
+        region = self.regions[e.region]
+        if region.keeps_shadows:
+            region.revive(e.start, e.count)
+            return
+        for page in range(e.start, e.start + e.count):
+            content = self._retained.page(e.region, page)
+            if content is None:
+                raise Violation(f"page {page} of region {e.region} was not kept", e.region, page)
+            region.fill(page, content)
 
     # -- what is still to be done ------------------------------------------------------------------------
 

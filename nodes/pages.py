@@ -89,6 +89,7 @@ FORGET: Final = Rule(
     },
 )
 """What was asked of it is void."""
+TAKE_OVER: Final = Rule("taken over, from an agent that was killed", {ABSENT: SHARED})
 LOSE: Final = Rule("lost", {READING: LOST, WRITING: LOST})
 RESTORE: Final = Rule("no longer lost", {LOST: ABSENT, LOST | RESETTING: RESETTING})
 """Some node has asked for it to begin anew."""
@@ -134,6 +135,7 @@ INVALIDATE: Final = Rule(
 RULES: Final = (
     *ASK.values(), COMPLETE, ARRIVE, ARRIVE_ALONE, AWAIT, ALONE, CLOSE, UPGRADE, REFUSE, GIVE_UP, LOSE, DROP, SUPPLY,
     HAND_OVER, INVALIDATE, RESTORE, BEGIN, BEGIN_ALONE, FORGET, REVIVE,
+    TAKE_OVER,
 )  # fmt: skip
 
 STATES: Final = tuple(sorted({state for rule in RULES for pair in rule.next.items() for state in pair}))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dsm import wire
 from dsm.logline import line
 from nodes.lease import Lease
+from nodes.notes import Notes
 from nodes.pager import Pager
 
 if TYPE_CHECKING:
@@ -24,10 +25,18 @@ class Tenure:
     the directory's word."""
 
     def __init__(
-        self, shards: int, now: float, pager: Pager, applications: Applications, tell: Callable[[str], None]
+        self,
+        shards: int,
+        now: float,
+        pager: Pager,
+        applications: Applications,
+        tell: Callable[[str], None],
+        notes: Notes,
     ) -> None:
         self.suspended = False
-        self._lease = Lease(shards, now)
+        self._lease = Lease(shards, now, notes.lease)
+        self._notes = notes
+        notes.renew(self._lease.until)
         self._pager = pager
         self._applications = applications
         self._tell = tell
@@ -60,6 +69,8 @@ class Tenure:
             held_back, self._held_back = self._held_back, []
             for call in held_back:
                 call()
+        # Not before the pages are all back: until then nobody else can take them over.
+        self._notes.renew(self._lease.until)
 
     def hold_back(self, call: Callable[[], object]) -> None:
         """Do this once the lease runs again."""

@@ -46,4 +46,5 @@ class TracedOutlets:
         self.send = around("message", links.send)
         self.send_pages = around("pages", links.send_pages)
         self.takes_bulk = links.takes_bulk
+        self.sent = links.sent
         self.member_left = links.member_left

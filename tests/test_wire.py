@@ -67,19 +67,19 @@ LAYOUT = """
     Forget(ticket, name, kind)
     Recall(name)
     Holds(name, process, thread, who)
-    Return(name, died)
+    Return(grant, name, died)
     Gone(process, died)
     WaitOn(name, lock, wait, process, thread, who)
     Hold(region, on)
     Restore(region, generation, start, count, requester)
     Reset(start, stop)
     Lease(shard, beat, heard)
-    Rejoin(node, session)
+    Rejoin(node, session, anew)
     Rejoined(heard, epoch)
     Awaited(tickets)
     Flush(epoch, nodes)
     Flushed(epoch, sender, bulk)
-    Have(region, exclusive, runs)
+    Have(region, how, runs)
     Rebuilt(epoch)
     GoOn(epoch)
     Drain()
@@ -88,8 +88,10 @@ LAYOUT = """
     Take(region, size, page_size, name, options, start, count)
     Taken(region, start, count)
     Revive(region, start, count)
+    Stands(grant, name)
+    Opens(region, opens)
 """
-"""Version 4 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
+"""Version 5 of the protocol, in the order of the kinds. A new message goes to the end; whatever changes or moves an old
 one needs another PROTOCOL_VERSION, because released programs speak this one."""
 
 LIMITS: dict[Any, tuple[type, int, int]] = {
@@ -173,7 +175,7 @@ every_field = pytest.mark.parametrize(
 def test_kinds_and_fields_are_where_they_always_were() -> None:
     pinned = LAYOUT.split("\n")[1:-1]
     now = [f"    {cls.__name__}({', '.join(cls._fields)})" for cls in wire.MESSAGES]
-    assert constants.PROTOCOL_VERSION == 4
+    assert constants.PROTOCOL_VERSION == 5
     assert now[: len(pinned)] == pinned
 
 
@@ -187,9 +189,9 @@ def test_no_message_is_listed_twice() -> None:
 
 def test_bytes_on_the_wire() -> None:
     request = wire.Request(region=3, generation=7, start=2**40, count=16, op=wire.WRITE, need=wire.GUESS)
-    assert wire.encode(request) == bytes.fromhex("98 04 00 03 07 cf0000010000000000 10 01 01")
-    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 04 15 05 a4") + b"grid"
-    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 04 25")
+    assert wire.encode(request) == bytes.fromhex("98 05 00 03 07 cf0000010000000000 10 01 01")
+    assert wire.encode(wire.Unlink(5, "grid")) == bytes.fromhex("94 05 15 05 a4") + b"grid"
+    assert wire.encode(wire.StatsQuery()) == bytes.fromhex("92 05 25")
     assert (wire.READ, wire.WRITE, wire.EVICT, wire.DIRECTORY) == (0, 1, 2, 0)
     assert (wire.FAULT, wire.GUESS, wire.PREFETCH) == (0, 1, 2)
 

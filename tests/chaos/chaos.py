@@ -77,6 +77,23 @@ class Process:
             self.process.send_signal(number)
 
     @property
+    def children(self) -> list[int]:
+        """Of a node: its agent, which it keeps."""
+        try:
+            return list(
+                map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split())
+            )
+        except OSError:
+            return []
+
+    def send_all(self, number: int) -> None:
+        """A signal to it and its children."""
+        for pid in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        self.send(number)
+
+    @property
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-2000:]
 
@@ -240,14 +257,22 @@ class Chaos:
         self.tell(f"node {number} is stopped for {seconds:.1f} s")
         if long:  # a stopped agent cannot hide its pages: as where the whole host stops, its workers stop with it
             self._of_node(number, signal.SIGSTOP)
-        node.send(signal.SIGSTOP)
+        node.send_all(signal.SIGSTOP)
 
         def go_on() -> None:
-            node.send(signal.SIGCONT)
+            node.send_all(signal.SIGCONT)
             if long:
                 self._of_node(number, signal.SIGCONT)
 
         self._later(seconds, f"node {number} goes on", go_on)
+
+    def kill_agent(self) -> None:
+        number = self.chance.choice(list(self.nodes))
+        for pid in self.nodes[number].children:
+            self._count("agent killed")
+            self.tell(f"the agent of node {number} is killed")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _of_node(self, number: int, what: int) -> None:
         for worker in self.workers:
@@ -401,7 +426,7 @@ def _excused(said: str) -> bool:
 
 def _faults(chaos: Chaos) -> list[Callable[[], None]]:
     faults = [chaos.kill_worker] * 3 + [chaos.stop_worker, chaos.stop_directory, chaos.stop_node, chaos.kill_host]
-    faults += [chaos.kill_directory] * 3 + [chaos.cut_off] * 2
+    faults += [chaos.kill_directory] * 3 + [chaos.kill_agent] * 3 + [chaos.cut_off] * 2
     if chaos.hosts.can_be_slow():
         faults.append(chaos.slow_down)
     else:

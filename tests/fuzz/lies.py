@@ -336,11 +336,12 @@ class _Service:
         one, two = (1, 1, "the first"), (2, 1, "the second")
         lock = ("lock", wire.LOCK, wire.FOREVER)
         assert self.ask(first, wire.Acquire, *lock, *one) == wire.Granted(self.tickets, 0)
+        grant = self.tickets
         self.tell(second, wire.Acquire(9, *lock, *two))
         assert (self.take(first), self.take(second)) == ([wire.Recall("lock")], [])
-        self.tell(first, wire.Return("lock", False))
+        self.tell(first, wire.Return(grant, "lock", False))
         assert self.take(second) == [wire.Granted(9, 0)]
-        self.tell(second, wire.Return("lock", False))
+        self.tell(second, wire.Return(9, "lock", False))
         self.tell(first, wire.Arrive(3, "barrier", 2, wire.FOREVER, False, *one))
         self.tell(second, wire.Arrive(4, "barrier", 2, wire.FOREVER, False, *two))
         assert (self.take(first), self.take(second)) == ([wire.Granted(3, 0)], [wire.Granted(4, 1)])

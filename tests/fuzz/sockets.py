@@ -263,6 +263,7 @@ def _some(plan: random.Random, fds: list[int]) -> list[int]:
 
 
 def _shoot(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    data = local.NO_NUMBER + data
     with contextlib.suppress(OSError):  # it was dropped before it had said everything
         socket.send_fds(sock, [data], fds) if fds else sock.send(data)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from dsm import wire
 from nodes import effects
@@ -16,10 +16,10 @@ class Recorder:
     """What goes out, in order."""
 
     def __init__(self) -> None:
-        self.sent: list[wire.Message] = []
+        self.messages: list[wire.Message] = []
 
     def send(self, to: int, message: wire.Message) -> None:
-        self.sent.append(message)
+        self.messages.append(message)
 
     def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None:
         raise AssertionError("no pages are asked for")
@@ -30,13 +30,18 @@ class Recorder:
     def member_left(self, node: int) -> None:
         raise AssertionError("nobody leaves")
 
+    def sent(self, node: int, bulk: bool) -> int:
+        raise AssertionError("no pages are asked for")
+
 
 def test_the_next_piece_of_a_prefetch_is_asked_for_after_the_rest_of_the_step_that_ended_the_last() -> None:
     def finished(_: Any) -> None:
         pager.run([effects.Send(wire.DIRECTORY, NEXT_PIECE)])
 
     links = Recorder()
-    pager = Pager(1, links, lambda: 0, finished=finished, blame=lambda *_: None, tell=lambda *_: None)
+    pager = Pager(
+        1, links, lambda: 0, finished=finished, blame=lambda *_: None, tell=lambda *_: None, retained=cast(Any, None)
+    )
     pager.run([effects.Finished(object()), effects.Send(wire.DIRECTORY, GAVE_UP)])
     # The directory refuses a Request for pages of which the same node still has one.
-    assert links.sent == [GAVE_UP, NEXT_PIECE]
+    assert links.messages == [GAVE_UP, NEXT_PIECE]

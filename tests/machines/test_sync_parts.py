@@ -78,10 +78,10 @@ def test_a_lock_goes_to_who_came_first() -> None:
     assert sync.step(1, acquire(1)) == [(1, Granted(1, 0))]
     assert sync.step(2, acquire(2)) == [(1, Recall("l"))]
     assert sync.step(1, acquire(3)) == []
-    assert sync.step(1, Return("l", False)) == [(2, Granted(2, CONTENDED))]
+    assert sync.step(1, Return(1, "l", False)) == [(2, Granted(2, CONTENDED))]
     assert sync.step(2, acquire(9, wait=TRY)) == [(2, Cancelled(9))]
-    assert sync.step(2, Return("l", False)) == [(1, Granted(3, 0))]
-    assert sync.step(1, Return("l", False)) == sync.status()["primitives"] == []
+    assert sync.step(2, Return(2, "l", False)) == [(1, Granted(3, 0))]
+    assert sync.step(1, Return(3, "l", False)) == sync.status()["primitives"] == []
 
 
 def test_a_try_waits_for_the_word_of_the_node_that_has_the_lock() -> None:
@@ -90,10 +90,10 @@ def test_a_try_waits_for_the_word_of_the_node_that_has_the_lock() -> None:
     assert sync.step(2, acquire(2, wait=TRY)) == [(1, Recall("l"))]
     assert sync.step(1, holds(1)) == [(2, Cancelled(2))]
     assert sync.step(2, acquire(3, wait=TRY)) == [(2, Cancelled(3))]
-    sync.step(1, Return("l", False))
+    sync.step(1, Return(1, "l", False))
     sync.step(1, acquire(4))
     sync.step(2, acquire(5, wait=TRY))
-    assert sync.step(1, Return("l", False)) == [(2, Granted(5, 0))]
+    assert sync.step(1, Return(4, "l", False)) == [(2, Granted(5, 0))]
 
 
 def test_whether_a_lock_is_held_its_node_knows() -> None:
@@ -103,13 +103,13 @@ def test_whether_a_lock_is_held_its_node_knows() -> None:
     assert sync.step(2, Inspect(2, "l", LOCK)) == [(1, Recall("l"))]
     assert sync.step(1, holds(1)) == [(2, Answer(2, {"locked": True}))]
     assert sync.step(2, Inspect(3, "l", LOCK)) == [(2, Answer(3, {"locked": True}))]
-    sync.step(1, Return("l", False))
+    sync.step(1, Return(1, "l", False))
     sync.step(1, acquire(4))
     sync.step(2, Inspect(5, "l", LOCK))
-    assert sync.step(1, Return("l", False)) == [(2, Answer(5, {"locked": False}))]
+    assert sync.step(1, Return(4, "l", False)) == [(2, Answer(5, {"locked": False}))]
 
 
-@pytest.mark.parametrize("message", [Return("l", False), holds(7), Return("other", True)], ids=repr)
+@pytest.mark.parametrize("message", [Return(1, "l", False), holds(7), Return(1, "other", True)], ids=repr)
 def test_only_the_node_that_has_a_lock_speaks_of_it(message: Message) -> None:
     sync = SyncMachine()
     sync.step(1, acquire(1))
@@ -123,19 +123,19 @@ def test_a_waiter_that_gives_up_is_answered_once_whatever_crosses() -> None:
     sync.step(2, acquire(2, wait=TIMED))
     assert sync.step(2, Cancel(2, False)) == [(2, Cancelled(2))]
     assert sync.step(2, Cancel(2, False)) == sync.step(1, Cancel(1, False)) == []
-    assert sync.step(1, Return("l", False)) == []
+    assert sync.step(1, Return(1, "l", False)) == []
 
 
 def test_the_next_one_is_told_that_the_owner_died() -> None:
     sync = SyncMachine()
     sync.step(1, acquire(1))
-    assert sync.step(1, Return("l", True)) == []
+    assert sync.step(1, Return(1, "l", True)) == []
     assert sync.step(2, acquire(2)) == [(2, Granted(2, OWNER_DIED))]
     sync.step(1, acquire(3))
-    assert sync.step(2, Return("l", False)) == [(1, Granted(3, 0))]
+    assert sync.step(2, Return(2, "l", False)) == [(1, Granted(3, 0))]
     sync.step(2, acquire(4))
     sync.step(2, acquire(5))
-    assert sync.step(1, Return("l", True)) == [(2, Granted(4, OWNER_DIED | CONTENDED))]
+    assert sync.step(1, Return(3, "l", True)) == [(2, Granted(4, OWNER_DIED | CONTENDED))]
 
 
 def test_the_locks_and_places_of_a_node_that_leaves_pass_on() -> None:
@@ -152,7 +152,7 @@ def test_a_ticket_waits_for_one_thing(again: Any) -> None:
     sync.step(1, acquire(1))
     sync.step(2, acquire(5))
     assert (sync.step(2, again), sync.rejected) == ([], 1)
-    assert sync.step(1, Return("l", False)) == [(2, Granted(5, 0))]
+    assert sync.step(1, Return(1, "l", False)) == [(2, Granted(5, 0))]
 
 
 # --- locks: the node -----------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_lock_taken_again_costs_no_message() -> None:
     assert locks.take(acquire(1)) is None
     locks.granted(acquire(1), 0)
     for thread in range(2, 1000):
-        assert locks.released("l", died=False) == []
+        assert locks.released("l", 1, died=False) == []
         assert locks.take(acquire(thread)) == Granted(0, 0)
     assert locks.spared == 998
 
@@ -179,13 +179,13 @@ def test_a_lock_that_is_recalled_goes_back_once() -> None:
     locks = Locks()
     locks.granted(acquire(1), 0)
     assert locks.recalled("l") == [holds(1)]
-    assert locks.released("l", died=False) == [Return("l", False)]
+    assert locks.released("l", 1, died=False) == [Return(1, "l", False)]
     assert locks.recalled("l") == []
     locks.granted(acquire(2), CONTENDED)
-    assert locks.released("l", died=True) == [Return("l", True)]
+    assert locks.released("l", 2, died=True) == [Return(2, "l", True)]
     locks.granted(acquire(3), 0)
-    locks.released("l", died=False)
-    assert locks.recalled("l") == [Return("l", False)]
+    locks.released("l", 3, died=False)
+    assert locks.recalled("l") == [Return(3, "l", False)]
     assert locks.take(acquire(4)) is None
 
 
@@ -193,10 +193,10 @@ def test_what_nobody_holds_goes_back_when_there_is_too_much_of_it_and_when_the_n
     locks = Locks()
     for number in range(4096):
         locks.granted(acquire(1, f"l{number}"), 0)
-        assert locks.released(f"l{number}", died=False) == []
+        assert locks.released(f"l{number}", 1, died=False) == []
     locks.granted(acquire(1, "held"), 0)
     locks.granted(acquire(1, "one more"), 0)
-    assert locks.released("one more", died=False) == [Return("l0", False)]
+    assert locks.released("one more", 1, died=False) == [Return(1, "l0", False)]
     assert len(locks.give_up()) == 4096
     assert locks.is_held("held", LOCK) is True
 
@@ -242,7 +242,7 @@ class World:
     def end(self) -> None:
         name = self.chance.choice(sorted(self.holds))
         node, thread = self.holds.pop(name)
-        for message in self.locks[node].released(name, died=self.chance.random() < 0.05):
+        for message in self.locks[node].released(name, self.locks[node].grant(name), died=self.chance.random() < 0.05):
             self.tell(node, message)
         self.idle.append((node, thread))
 
@@ -324,7 +324,7 @@ def test_two_who_wait_for_each_other() -> None:
     assert (told[1].ticket, told[1].error) == (4, "DeadlockError")  # the youngest
     for part in ("thread 2 waits for lock 'a'", "held by thread 1", "thread 1 waits for lock 'b'", "held by thread 2"):
         assert part in told[1].text
-    assert sync.step(2, Return("b", False)) == [(1, Granted(3, 0))]
+    assert sync.step(2, Return(2, "b", False)) == [(1, Granted(3, 0))]
 
 
 def test_a_circle_of_many_and_a_bystander() -> None:

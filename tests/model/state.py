@@ -80,7 +80,7 @@ KNOWN: Final[dict[str, frozenset[str]]] = {
         "nodes.Part": "count owed acks acked closed next soon",
         "nodes.Prefetch": "owed op waiter target",
         "nodes.Bulk": "_transfers",
-        "directory.PageMachine": "_regions _names",
+        "directory.PageMachine": "_regions _names _losers",
         "directory.Region": "pages per_extent table extents counts users replicas",
         "directory.Extent": "base active queue",
     }.items()

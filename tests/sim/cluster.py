@@ -12,12 +12,12 @@ from directory.cluster import TICK_S, Cluster
 from dsm import constants, wire
 
 from . import inside
-from .host import Host
+from .host import AgentKilled, Host
 from .kernel import Kernel, KernelNoise
 from .network import DIRECTORY, Channel, Deliver, Network, Packet
 from .oracle import Oracle
 from .programs import Process
-from .world import US, S, SimulationError, World
+from .world import MS, US, S, SimulationError, World
 
 if TYPE_CHECKING:
     from .workloads import Workload
@@ -36,12 +36,13 @@ class DirectoryHost:
         self.epoch = 1
         self._snapshot = pickle.dumps(self.machine.remembered())
         self._events: list[tuple[int, bytes, bytes]] = []
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[tuple[bytes, bytes]] = deque()
+        self._ended: set[bytes] = set()  # conversations
         self._scheduled = False
         self.world.periodically(int(TICK_S * S), self._tick)
 
     def receive(self, channel: Channel, packet: Packet) -> None:
-        self._queue.append((channel.source, packet.data))
+        self._queue.append((identity(channel.source, channel.conversation), packet.data))
         self._schedule()
 
     def restart(self, downtime: int) -> None:
@@ -82,10 +83,12 @@ class DirectoryHost:
             return
         if not self._queue:  # it was killed meanwhile
             return
-        source, data = self._queue.popleft()
-        host = self.cluster.hosts[source]
+        speaker, data = self._queue.popleft()
+        if speaker in self._ended:
+            self._schedule()
+            return
         self.was_beginning = inside.is_beginning_again(self.machine)
-        self.act(self.machine.step(identity(source, host.links.conversation), wire.decode(data), self.world.now / S))
+        self.act(self.machine.step(speaker, wire.decode(data), self.world.now / S))
         self._schedule()
 
     def _tick(self) -> None:
@@ -103,10 +106,24 @@ class DirectoryHost:
             if line.startswith("event=gone "):
                 self.cluster.is_out(int(line.split()[1].removeprefix("node=")), "silent" in line)
         self.machine.news.clear()
+        for conversation in self.machine.forgotten:
+            self._end(self.cluster.hosts[number(conversation)], conversation)
+        self.machine.forgotten.clear()
         for to, message in outgoing:
             host = self.cluster.hosts.get(number(to))
             if host is not None and to == identity(host.number, host.links.conversation):
                 self.cluster.network.channel(DIRECTORY, host.number, False, host.from_directory).send(message)
+
+    def _end(self, host: Host, conversation: bytes) -> None:
+        """End a conversation."""
+        self._ended.add(conversation)
+        if conversation != identity(host.number, host.links.conversation):
+            return
+        network = self.cluster.network
+        network.forget(host.number, DIRECTORY)
+        host.links.directory_died(network.leave_on_its_way(DIRECTORY, host.number))
+        if host.serving:
+            self.world.after(self.world.spread(20 * US, 100 * MS), host.forgotten)
 
 
 def identity(host: int, conversation: int) -> bytes:
@@ -126,6 +143,7 @@ class SimulatedCluster:
         self.world = world
         self.kernel = Kernel(world, noise)
         self.network = Network(world, delays)
+        self.network.peer_broken = lambda source, to, bulk: self.hosts[source].peer_broken(to, bulk)
         self.hosts: dict[int, Host] = {}
         self.oracle = Oracle(self)
         self.directory = DirectoryHost(self)
@@ -159,6 +177,8 @@ class SimulatedCluster:
 
     def restart_directory(self, downtime: int) -> None:
         """The directory is killed. What it had sent may arrive or not; what was sent to it does not."""
+        if any(host.links.anew for host in self.hosts.values() if host.serving):
+            self.oracle.both_were_killed()
         self.directory.restart(downtime)
         for host in self.hosts.values():
             self.network.forget(host.number, DIRECTORY)
@@ -198,11 +218,16 @@ class SimulatedCluster:
         """The agent of a host works: system calls are its."""
         before, self.kernel.host = self.kernel.host, host
         host.busy = True
+        killed = False
         try:
             yield
+        except AgentKilled:
+            killed = True
         finally:
             self.kernel.host = before
             host.busy = False
+        if killed:
+            host.replace_agent()
 
     # -- processes -----------------------------------------------------------------------------------------
 

@@ -128,6 +128,26 @@ class Faults:
         if self._chance.random() < 0.5:  # perhaps before it has found all pages again
             self._heal_after(self._world.spread(MS, 3 * _LEASE), lambda: self._cluster.restart_directory(MS))
 
+    def _killed_agent(self, host: Host, _: list[Host]) -> None:
+        """At any moment, also in the middle of something; perhaps the next one, too, before it has taken over."""
+        if len(self._cluster.hosts) > _REBUILT_MAX or host.leaves:
+            return
+        self._count("killed agent", host)
+        host.kill_agent(self._chance.randint(1, 100))
+        self._open += 1
+        self._wait_for_an_agent(host)
+        if self._chance.random() < 0.3:
+            self._heal_after(
+                self._world.spread(10 * US, 100 * MS), lambda: host.kill_agent(self._chance.randint(1, 30))
+            )
+
+    def _wait_for_an_agent(self, host: Host) -> None:
+        """There is none if the lease was over by then."""
+        if (host.serving and host.calls_left) or (not host.serving and self._cluster.is_member(host)):
+            self._world.after(S, self._wait_for_an_agent, host)
+        else:
+            self._open -= 1
+
     def _killed_process(self, host: Host, _: list[Host]) -> None:
         processes = [process for process in host.processes.values() if process.alive]
         if processes:
@@ -195,6 +215,7 @@ MILD: Final[dict[str, Callable[[Faults, Host, list[Host]], None]]] = {
     "stopped agent": Faults._stopped_agent,
     "stopped directory": Faults._stopped_directory,
     "restarted directory": Faults._restarted_directory,
+    "killed agent": Faults._killed_agent,
     "eviction": Faults._evicted,
     "late node": Faults._joined,
 }

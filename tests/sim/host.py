@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dsm import constants, errors, wire
+from dsm.codec import pack, unpack
 from nodes.agent import Agent
 from nodes.applications import Applications
 from nodes.memory import Mapping, RegionMemory
@@ -16,9 +17,11 @@ from nodes.rebuild import Rebuild
 from nodes.taking import Taking
 from nodes.tenure import Tenure
 
+from . import inside
 from .kernel import Pipe
 from .network import Channel, Links, Packet
 from .programs import Process, Thread
+from .stand_ins import Notes, Retained, Shelf
 from .world import MS, US, S, SimulationError
 
 if TYPE_CHECKING:
@@ -37,11 +40,16 @@ class _Pager(Pager):
         super().add_region(region)
 
 
+class AgentKilled(BaseException):
+    """It does nothing any more."""
+
+
 class Listener:
     """The agent's Unix socket: processes that connect wait in its backlog."""
 
     def __init__(self) -> None:
         self.backlog: deque[Pipe] = deque()
+        self.accepted: list[Pipe] = []  # lately
         self.open = True
 
     def fileno(self) -> int:
@@ -50,7 +58,9 @@ class Listener:
     def accept(self) -> tuple[Pipe, None]:
         if not self.backlog:
             raise BlockingIOError
-        return self.backlog.popleft(), None
+        pipe = self.backlog.popleft()
+        self.accepted = [*self.accepted[-8:], pipe]  # who finds it closed and unanswered connects once more
+        return pipe, None
 
     def close(self) -> None:
         self.open = False
@@ -77,14 +87,25 @@ class Host:
         self.processes: dict[int, Process] = {}
         self.runnable: dict[Thread, None] = {}
         self.stopped_until = 0
+        self.calls_left = 0  # of its agent, before that is killed; 0: it is not
+        self.asked: set[tuple[int, int]] = set()  # by agents that were killed: pages, by region
+        self.listener = Listener()
+        self.notes, self.shelf, self.retained = Notes(self.called), Shelf(self.called), Retained(self.called)
         self.links = Links(cluster.network, number, cluster.peer, cluster.directory.receive)
+        self.links.called = self.called
+        self._begin()
+        self.world.periodically(self.world.spread(1000 * US, S), self._heartbeat)
+
+    def _begin(self) -> None:
+        """An agent begins."""
         self.pager = _Pager(
-            number,
+            self.number,
             self.links,
             lambda: self.world.now,
             finished=self._finished,
             blame=self.blame,
             tell=lambda pid, line: self.world.note("tell pid %d: %s", pid, line),
+            retained=self.retained,
         )
         self.pager.host = self
         self._on: dict[int, Callable[[int], None]] = {}
@@ -92,9 +113,8 @@ class Host:
         self._inbox: dict[int, deque[Packet]] = {}
         self._control: deque[Packet] = deque()
         self._turn_at = 0  # when the next turn is, 0 if none is due
-        self.listener = Listener()
-        self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False)
-        self.tenure = Tenure(1, self.started_s, self.pager, self.applications, self.world.note)
+        self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False, self.notes, self.shelf)
+        self.tenure = Tenure(1, self.world.now / 1e9, self.pager, self.applications, self.world.note, self.notes)
         self._rebuild = Rebuild(self.links, self.pager, self.applications, self._fence, self.world.note)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
             wire.Member: lambda m: self.links.member(m.node, m.address),
@@ -104,11 +124,11 @@ class Host:
             wire.Flush: self._rebuild.flush,
             wire.GoOn: self._go_on,
             wire.Take: self._take,
+            wire.Revive: self._revive,
             wire.Drained: lambda _: self._drained(),
-            wire.Destroy: lambda m: self.pager.destroy(m.region),
+            wire.Destroy: self._destroy,
             wire.Recall: lambda m: self.applications.recall(m),
         }
-        self.world.periodically(self.world.spread(1000 * US, S), self._heartbeat)
 
     # -- as the agent --------------------------------------------------------------------------------------
 
@@ -127,6 +147,69 @@ class Host:
             return False
         self.watch(mapping.uffd.fileno(), lambda _: self.pager.faults(mapping))
         return True
+
+    def new_region(self, number: int, name: str, size: int, page_size: int, options: dict[str, Any]) -> RegionMemory:
+        region = RegionMemory(number, name, size, page_size, options, self.blame)
+        self.shelf.put(f"region {number}", pack(number, name, size, page_size, options), region.descriptors)
+        self.pager.add_region(region)
+        return region
+
+    def step_aside(self) -> None:
+        raise AssertionError("nobody asks for that here")
+
+    # -- another agent in the place of one that was killed ---------------------------------------------------
+
+    def kill_agent(self, calls: int) -> None:
+        """The agent will be killed when it has done so many things that others can see."""
+        self.calls_left = calls if self.serving else 0
+
+    def called(self) -> None:
+        """The agent does something that others can see. Raises if it is killed before that."""
+        if self.calls_left:
+            self.calls_left -= 1
+            if not self.calls_left:
+                raise AgentKilled
+
+    def replace_agent(self) -> None:
+        """The agent was killed: another one is forked, and goes on with what the keeper has."""
+        self.world.note("n%d: its agent was killed", self.number)
+        self.calls_left = 0
+        if self.notes.lease <= self.world.now / 1e9:  # there is nothing to be taken over any more
+            self.cluster.oracle.departed(self)
+            self.die()
+            return
+        self._on.clear()
+        self._ready.clear()
+        self._inbox.clear()
+        self._control.clear()
+        self._turn_at = 0
+        if inside.is_beginning_again(self.cluster.directory.machine):
+            self.cluster.oracle.both_were_killed()
+        self.asked.update(inside.open_requests(self.pager))
+        self.links = self.cluster.network.anew(self.links)
+        self.shelf.found = found = dict(self.shelf.things)
+        self.stopped_until = max(self.stopped_until, self.world.now + self.world.spread(MS, 20 * MS))
+        kept = {thing.fds[0] for name, thing in found.items() if name.startswith("connection ")}
+        self.listener.backlog.extend(pipe for pipe in self.listener.accepted if pipe.fileno() not in {-1, *kept})
+        self.listener.accepted = []
+        self._begin()
+        with self.cluster.running(self):
+            self.links.rejoin()
+            self.pager.freeze()
+            for name, thing in found.items():
+                if name.startswith("region "):
+                    number, label, size, page_size, options = unpack(thing.note)
+                    self.pager.take_over(RegionMemory(number, label, size, page_size, options, self.blame, thing.fds))
+            self.applications.take_over(found)
+            self.links.send_to_shards(self.tenure.heartbeat(self.world.now / 1e9))
+
+    def peer_broken(self, node: int, bulk: bool) -> None:
+        """A peer does not know a conversation any more."""
+        if self.busy or self.world.now < self.stopped_until:
+            self.world.after(MS, self.peer_broken, node, bulk)
+        elif self.serving:
+            with self.cluster.running(self):
+                self._rebuild.broken(node, bulk)
 
     def drop_mapping(self, mapping: Mapping) -> None:
         self.unwatch(mapping.uffd.fileno())
@@ -194,6 +277,8 @@ class Host:
         if self.world.now < self.stopped_until:
             self._turn_by(self.stopped_until)
             return
+        before = self.pager
+        wait_us = 0
         with self.cluster.running(self):
             self._take_messages()
             if not self.serving:
@@ -204,6 +289,8 @@ class Host:
                 wait_us = self.pager.expire_holds() if self.pager.holds else 0
             if self.pager.bulk and not self.tenure.suspended:
                 self.pager.send_frame()
+        if before is not self.pager:  # the agent was killed
+            return
         if wait_us:
             self._turn_by(self.world.now + wait_us * US)
         at_once = self.pager.bulk and not self.pager.bulk_waits and not self.tenure.suspended
@@ -228,6 +315,8 @@ class Host:
             self._ready[_LISTENER_FD] = None
 
     def _from_peer(self, packet: Packet) -> None:
+        if not self.serving:
+            return
         if self.tenure.suspended:
             self.tenure.hold_back(partial(self._from_peer, packet))
             return
@@ -242,6 +331,8 @@ class Host:
             self.pager.step(message)
 
     def _from_directory(self, message: wire.Message) -> None:
+        if not self.serving:
+            return
         kind = type(message)
         if kind is wire.Lease:
             self.tenure.renewed(cast(wire.Lease, message), self.world.now / 1e9)
@@ -272,6 +363,14 @@ class Host:
         self.pager.member_left(m)
         self._rebuild.member_left(m.node)
 
+    def _destroy(self, m: wire.Destroy) -> None:
+        self.shelf.drop(f"region {m.region}")
+        self.pager.destroy(m.region)
+
+    def _revive(self, m: wire.Revive) -> None:
+        self.pager.step(m)
+        self._rebuild.revived()
+
     def _fence(self, _: str) -> None:
         self.world.note("n%d is fenced", self.number)
         self.end_applications = True
@@ -285,16 +384,18 @@ class Host:
 
     def _take(self, m: wire.Take) -> None:
         if m.region not in self.pager.regions:
-            self.pager.add_region(RegionMemory(m.region, m.name, m.size, m.page_size, m.options, self.blame))
+            self.new_region(m.region, m.name, m.size, m.page_size, m.options)
         Taking(self.pager, m, self.links).go_on()
 
     def _go_on(self, m: wire.GoOn) -> None:
         self._rebuild.go_on(m)
+        self.asked.clear()
         if self.leaves:
             self.links.send(wire.DIRECTORY, wire.Drain())
 
     def drain(self, end_applications: bool) -> None:
         """As on SIGTERM, where there is a directory that can be asked."""
+        self.calls_left = 0
         self.leaves = "end" if end_applications else "keep"
         self.links.send(wire.DIRECTORY, wire.Drain())
 
@@ -314,6 +415,9 @@ class Host:
             raise SimulationError(f"{self.name} has left, but its applications can still read {here}")
 
     def _leave(self) -> None:
+        if not self.serving:
+            return
+        self.calls_left = 0
         if self.end_applications:
             self.applications.end_all()
         self.pager.withdraw()

@@ -12,11 +12,12 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import nodes.applications
+import nodes.connections
 import nodes.memory
 from dsm import memory, uffd, wire
 from dsm.constants import PAGE_BYTES
@@ -83,7 +84,7 @@ class Area:
         self.poisoned: set[int] = set()
         self.waiting: dict[Thread, tuple[int, int]] = {}  # flags, address
         self.untold: dict[Thread, None] = {}
-        self.fd = -1  # of the agent's descriptor, once it has one
+        self.fds: set[int] = set()  # of the agent, once it has any
 
     def wake(self, start: int, stop: int) -> None:
         """Let threads that wait in a range of addresses go on, after a while."""
@@ -112,7 +113,8 @@ class Pipe:
         self.host = host
         self.process = process
         self.answered = answered
-        self.inbox: list[tuple[bytes, list[int]] | None] = []  # None: the other end has been closed
+        self.inbox: list[tuple[int, bytes, list[int]] | None] = []  # None: the other end has been closed
+        self.number = 0  # of the last question
         self.closed_there = False
         self.busy = False  # somebody waits for an answer
         self.files: list[MemoryFile] = []  # that came with the last answer
@@ -124,12 +126,40 @@ class Pipe:
     def setblocking(self, flag: bool) -> None:
         """It never blocks here."""
 
+    def shutdown(self, how: int) -> None:
+        """Closing it says it all."""
+
+    def sendmsg(self, buffers: list[bytes], fds: list[int], flags: int) -> None:
+        """The answer to a question, or one that was given before, which counts for that question only."""
+        kernel = self.host.cluster.kernel
+        self.host.called()
+        if self.closed_there:
+            raise BrokenPipeError
+        files = [kernel.files[fd] for fd in fds if fd in kernel.files]
+        self.host.world.after(self.host.world.spread(2 * US, 60 * US), self._arrive, b"".join(buffers), files)
+
+    def _arrive(self, data: bytes, files: list[MemoryFile]) -> None:
+        if int.from_bytes(data[:4], "little") in (0, self.number):
+            self.files = files
+            self.answered(self, wire.decode(data[4:]))
+
+    def again(self, fd: int) -> Pipe:
+        """Another agent has it: if the one before it has hung up, it finds the end."""
+        if self._fd < 0:
+            self.inbox = [None]
+        self._fd = fd
+        return self
+
     def close(self) -> None:
         if self._fd >= 0:
             self._fd = -1
             self.host.world.after(self.host.world.spread(2 * US, 40 * US), self.answered, self, None)
 
-    def put(self, item: tuple[bytes, list[int]] | None) -> None:
+    def ask(self, question: wire.Message, fds: tuple[int, ...] = ()) -> None:
+        """The process sends the question of this number, or what is about it."""
+        self.put((self.number, wire.encode(question), list(fds)))
+
+    def put(self, item: tuple[int, bytes, list[int]] | None) -> None:
         """The process sends a message, or closes its end."""
         if self._fd >= 0:
             self.inbox.append(item)
@@ -145,6 +175,7 @@ class Kernel:
         self.files: dict[int, MemoryFile] = {}
         self.areas: dict[int, Area] = {}  # by the agents' userfaultfds
         self.processes: dict[int, Process] = {}
+        self.pipes: dict[int, Pipe] = {}
         self.host: Host | None = None  # the one whose agent runs now
         self.depth = 0  # how many agents are preempted
         self.present: dict[tuple[int, int], dict[Host, None]] = {}  # by region and kernel page: who has it in memory
@@ -160,6 +191,7 @@ class Kernel:
         host = self.host
         if host is None:
             return
+        host.called()
         if self.world.odds(self.noise.parallel):
             self.host = None  # a thread's own system calls are not those of the agent
             host.run_some_thread()
@@ -211,7 +243,13 @@ class Kernel:
         return offset // PAGE_BYTES in self.files[fd].pages
 
     def present_ranges(self, fd: int, length: int) -> list[tuple[int, int]]:
-        return [(page * PAGE_BYTES, (page + 1) * PAGE_BYTES) for page in sorted(self.files[fd].pages)]
+        runs: list[tuple[int, int]] = []
+        for page in sorted(self.files[fd].pages):
+            start = page * PAGE_BYTES
+            if runs and runs[-1][1] == start:
+                start = runs.pop()[0]
+            runs.append((start, (page + 1) * PAGE_BYTES))
+        return runs
 
     def drop(self, file: MemoryFile, pages: range) -> None:
         gone = pages if len(pages) <= len(file.pages) else [page for page in file.pages if page in pages]
@@ -243,13 +281,20 @@ class Kernel:
             self.drop_if_unused(file)
         area = self.areas.pop(fd, None)
         if area is not None:
-            area.fd = -1
+            area.fds.discard(fd)
 
     def register(self, area: Area) -> int:
         """The agent's descriptor of a new userfaultfd."""
-        area.fd = fd = self.new_fd()
+        fd = self.new_fd()
         self.areas[fd] = area
         return fd
+
+    def _duplicate(self, fd: int) -> int:
+        """As it comes with a message."""
+        area = self.areas[fd]
+        new = self.register(area)
+        area.fds.add(new)
+        return new
 
     # -- accesses of threads -------------------------------------------------------------------------------
 
@@ -264,8 +309,8 @@ class Kernel:
         flags = (uffd.FLAG_WRITE if write else 0) | (uffd.FLAG_WP if content is not None else 0)
         area.waiting[thread] = (flags, area.address + page * PAGE_BYTES)
         area.untold[thread] = None
-        if area.fd >= 0:
-            area.file.host.readable(area.fd)
+        for fd in area.fds:
+            area.file.host.readable(fd)
         return None
 
     # -- userfaultfd ---------------------------------------------------------------------------------------
@@ -286,8 +331,8 @@ class Kernel:
     def ioctl(self, fd: int, request: int, argument: bytearray, mutate: bool) -> int:
         """Requests that :class:`dsm.uffd.Userfaultfd` makes of an adopted descriptor."""
         self._meanwhile()
-        area = self.areas[fd]
-        if not area.process.has_memory:
+        area = self.areas.get(fd)
+        if area is None or not area.process.has_memory:  # none: an agent that was killed had forgotten it already
             raise OSError(errno.ESRCH, "the process has exited")
         start, length, mode = _RANGE.unpack_from(argument)
         if not area.mapped:
@@ -364,24 +409,26 @@ class Kernel:
 
     # -- pipes and processes -------------------------------------------------------------------------------
 
-    def receive(self, pipe: Pipe) -> tuple[wire.Message | None, list[int]]:
-        """As :func:`dsm.local.receive`."""
+    def look(self, pipe: Pipe) -> tuple[int, bytes, list[int]] | None:
+        """As :func:`dsm.local.look`."""
         if not pipe.inbox:
             raise BlockingIOError
-        item = pipe.inbox.pop(0)
-        if item is None:
-            return None, []
+        return pipe.inbox[0]
+
+    def parse(self, item: tuple[int, bytes, list[int]] | None) -> tuple[wire.Message | None, list[int]]:
+        """As :func:`dsm.local.parse`."""
+        return (None, []) if item is None else (wire.decode(item[1]), list(map(self._duplicate, item[2])))
+
+    def take(self, pipe: Pipe) -> None:
+        """As :func:`dsm.local.take`."""
+        pipe.inbox.pop(0)
         if pipe.inbox:
             pipe.host.readable(pipe.fileno())
-        return wire.decode(item[0]), list(item[1])
 
-    def send(self, pipe: Pipe, message: wire.Message, fds: list[int]) -> None:
-        """As :func:`dsm.local.send`."""
-        if pipe.closed_there:
-            raise BrokenPipeError
-        data = wire.encode(message)
-        pipe.files = [self.files[fd] for fd in fds if fd in self.files]
-        self.world.after(self.world.spread(2 * US, 60 * US), pipe.answered, pipe, wire.decode(data))
+    @staticmethod
+    def packet(message: wire.Message, fds: Sequence[int] = (), number: int = 0) -> tuple[list[bytes], list[int], int]:
+        """As :func:`dsm.local.packet`."""
+        return [number.to_bytes(4, "little"), wire.encode(message)], list(fds), 0
 
     def pidfd_open(self, pid: int) -> int:
         assert self.host is not None
@@ -396,8 +443,7 @@ class Kernel:
         self.world.after(self.world.spread(2 * US, 100 * US), process.kill, "the agent")
 
     def close_any(self, fd: int) -> None:
-        self.processes.pop(fd, None)
-        self.close(fd)
+        self.close(fd)  # of a process the keeper has one, too
 
     # -- in place of the real one --------------------------------------------------------------------------
 
@@ -420,8 +466,13 @@ class Kernel:
             O_RDONLY=os.O_RDONLY, O_CLOEXEC=os.O_CLOEXEC,
         )  # fmt: skip
         packets = SimpleNamespace(
-            receive=self.receive,
-            send=self.send,
+            look=self.look,
+            parse=self.parse,
+            take=self.take,
+            number_of=lambda item: item[0],
+            packet=self.packet,
+            again=lambda data: ([data], [], 0),
+            close_all=lambda fds: None,
             peer=lambda pipe: (pipe.process.pid, 0, 0),
             ended=lambda pidfd: not self.processes[pidfd].alive,
         )
@@ -434,8 +485,11 @@ class Kernel:
             (nodes.memory, "os", descriptors),
             (nodes.memory, "memory", files),
             (nodes.applications, "os", descriptors),
-            (nodes.applications, "signal", signals),
             (nodes.applications, "local", packets),
+            (nodes.applications, "socket", SimpleNamespace(socket=lambda fileno: self.pipes[fileno].again(fileno))),
+            (nodes.connections, "os", descriptors),
+            (nodes.connections, "signal", signals),
+            (nodes.connections, "local", packets),
             (nodes.applications, "time", clock),
             (nodes.applications, "open_device", lambda: None),
         ]

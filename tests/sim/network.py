@@ -16,7 +16,7 @@ from dsm import wire
 from dsm.session import HEAD, Session
 from nodes.outgoing import Muted, Outgoing, Said
 
-from .world import US, World
+from .world import MS, US, World
 
 DIRECTORY: Final = 0
 BULK_FRAMES_MAX: Final = 4
@@ -41,8 +41,8 @@ class Channel:
     """One direction of one connection from host ``source`` to host ``to``."""
 
     __slots__ = (
-        "_receiver", "_sender", "broken", "bulk", "deliver", "ended", "name", "network", "packets", "scheduled",
-        "source", "to",
+        "_receiver", "_sender", "broken", "bulk", "conversation", "deliver", "ended", "name", "network", "packets",
+        "scheduled", "source", "to", "unknown",
     )  # fmt: skip
 
     def __init__(self, network: Network, source: int, to: int, bulk: bool, deliver: Deliver) -> None:
@@ -55,6 +55,8 @@ class Channel:
         self.scheduled = False
         self.broken = False
         self.ended = False  # its sender has closed it, or died
+        self.conversation = 0  # with the directory, by number
+        self.unknown = False  # its sender has found out that the other end does not know it
         self._sender, self._receiver = Session(_NAME), Session(_NAME)
         self.name = f"{_name(source)}{'~' if bulk else ''}", _name(to)
 
@@ -131,6 +133,7 @@ class Network:
         self._cuts: dict[int, Callable[[int, int], bool]] = {}
         self._slow: dict[frozenset[int], int] = {}
         self._last_cut = 0
+        self.peer_broken: Callable[[int, int, bool], None]
 
     def channel(self, source: int, to: int, bulk: bool, deliver: Deliver) -> Channel:
         """The connection between two hosts, made when it is first used."""
@@ -158,6 +161,36 @@ class Network:
         if channel is not None:
             channel.lose(self.world.chance.randint(0, len(channel.packets)))
         return channel
+
+    def anew(self, links: Links) -> Links:
+        """An agent was killed. What it has sent may arrive, or not; what was sent to it does not, and the next one does
+        not know the conversations, which peers find out by and by."""
+        node = links.node
+        links.dead = True
+        links.hang_up()
+        for key, channel in list(self._channels.items()):
+            if channel.source == node:
+                del self._channels[key]
+                channel.lose(self.world.chance.randint(0, len(channel.packets)))
+            elif channel.to == node:
+                channel.break_off()
+                channel.ended = True
+                if channel.source == DIRECTORY:
+                    del self._channels[key]
+                else:
+                    self.world.after(self.world.spread(20 * US, 20 * MS), self._find_out, key, channel)
+        return links.another()
+
+    def _find_out(self, key: tuple[int, int, bool], channel: Channel) -> None:
+        if self._channels.get(key) is channel and not channel.unknown:
+            channel.unknown = True
+            self.peer_broken(channel.source, channel.to, channel.bulk)
+
+    def renew_broken(self, source: int) -> None:
+        """Conversations that the other end does not know any more begin anew."""
+        for key, channel in list(self._channels.items()):
+            if channel.source == source and channel.unknown:
+                del self._channels[key]
 
     def channels_between(self, a: int, b: int) -> list[Channel]:
         """Those of two hosts, both ways."""
@@ -200,7 +233,16 @@ def _name(host: int) -> str:
 class Links:
     """What a node's :class:`nodes.links.Links` is to its pager and its applications."""
 
-    def __init__(self, network: Network, node: int, to_peer: Callable[[int], Deliver], to_directory: Deliver):
+    def __init__(
+        self,
+        network: Network,
+        node: int,
+        to_peer: Callable[[int], Deliver],
+        to_directory: Deliver,
+        conversation: int = 1,
+        called: Callable[[], None] = lambda: None,
+        anew: bool = False,
+    ):
         self.node = node
         self.address = f"tcp://10.0.0.1:{node}"
         self.directory_address = "tcp://10.0.0.1:7400"
@@ -211,7 +253,9 @@ class Links:
         self._outgoing = Outgoing()
         self.said = Said()
         self._away = False
-        self.conversation = 1  # with the directory, by number
+        self.conversation = conversation  # with the directory, by number
+        self.called = called
+        self.anew = anew
         self.dead = False  # the connection to the directory; nobody has noticed
         self._last_words: Channel | None = None  # of the directory that was killed
 
@@ -230,14 +274,37 @@ class Links:
         self._away = True
         self.conversation += 1
         self._outgoing = Muted()
-        self.send(DIRECTORY, wire.Rejoin(self.node, f"speaks {self.node:4} {1:4}".encode()))
+        anew = self._network.world.chance.getrandbits(31) + 1 if self.anew else 0
+        self.send(DIRECTORY, wire.Rejoin(self.node, f"speaks {self.node:4} {1:4}".encode(), anew))
 
     def say_again(self, messages: list[wire.Message]) -> None:
         self._away = False
         for message in messages:
             self.send(DIRECTORY, message)
 
+    def hear_peers(self) -> None:
+        """They are heard anyway."""
+
+    def renew_broken(self) -> None:
+        self._network.renew_broken(self.node)
+
+    def another(self) -> Links:
+        """Those of another agent, in place of these."""
+        return Links(
+            self._network,
+            self.node,
+            self._to_peer,
+            self._to_directory,
+            self.conversation,
+            self.called,
+            anew=True,
+        )
+
+    def sent(self, node: int, bulk: bool) -> int:
+        return 0
+
     def go_on(self) -> None:
+        self.anew = False
         self._outgoing = Outgoing()
 
     @property
@@ -263,6 +330,7 @@ class Links:
         self._network.forget(self.node, node)
 
     def send(self, to: int, message: wire.Message) -> None:
+        self.called()
         if not to:
             self._send_all(self._outgoing.send(message))
             if self._outgoing.waits is not None:
@@ -283,9 +351,12 @@ class Links:
         if self.dead:
             return
         for message in messages:
-            self._network.channel(self.node, DIRECTORY, False, self._to_directory).send(message)
+            channel = self._network.channel(self.node, DIRECTORY, False, self._to_directory)
+            channel.conversation = self.conversation
+            channel.send(message)
 
     def send_pages(self, to: int, message: wire.Message, payload: bytes, bulk: bool) -> None:
+        self.called()
         channel = self._channel(to, bulk)
         if channel is not None:
             channel.send(message, payload)

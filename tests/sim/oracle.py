@@ -109,6 +109,7 @@ class Oracle:
                 self._perhaps[region, word] = list(self._since[region, word])
             if (region, page) not in self._released or len(self._departed) > 1:
                 self._may_be_lost.add((region, page))
+        self._may_be_lost.update(gone.asked)
         for host in self._cluster.hosts.values():
             self._may_be_lost.update(inside.open_requests(host.pager))
         for region, page in self._pages_in_memory_of(gone):
@@ -116,6 +117,15 @@ class Oracle:
                 (region, page) not in self._released or len(self._departed) > 1
             ):
                 self._may_be_lost.add((region, page))
+
+    def both_were_killed(self) -> None:
+        """An agent, and the directory, which alone knew what was under way: that may be lost."""
+        present = self._cluster.kernel.present
+        for region, pages in inside.sizes(self._cluster.directory.machine).items():
+            each = self._sizes.get(region, PAGE_BYTES) // PAGE_BYTES
+            for page in range(pages):
+                if not any(present.get((region, part)) for part in range(page * each, (page + 1) * each)):
+                    self._may_be_lost.add((region, page))
 
     def took_the_rest(self, gone: Host) -> None:
         """A node has gone while a directory that begins again did not know what it had: it may have been anything."""

@@ -140,7 +140,7 @@ class Thread:
     def _impatient(self, sleep: int, ask: Ask) -> None:
         if sleep == self._sleep and self.waits_for is ask and not ask.pipe.closed_there:
             self.process.host.world.counts["cancelled question"] += 1
-            ask.pipe.put((wire.encode(wire.Cancel(0, False)), []))
+            ask.pipe.ask(wire.Cancel(0, False))
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -230,9 +230,10 @@ class Thread:
             return
         ask.pipe.answered = self.answered
         ask.pipe.busy = True
+        ask.pipe.number += 1
         world = self.process.host.world
         self._sleep += 1
-        world.after(world.spread(2 * US, 20 * US), ask.pipe.put, (wire.encode(ask.question), list(ask.fds)))
+        world.after(world.spread(2 * US, 20 * US), ask.pipe.ask, ask.question, ask.fds)
         if ask.patience:
             world.after(ask.patience, self._impatient, self._sleep, ask)
 
@@ -307,6 +308,7 @@ class Process:
         pipe = Pipe(self.host, self, self.host.cluster.kernel.new_fd(), lambda pipe, message: None)
         if self.host.serving:
             self.pipes[pipe] = None
+            self.host.cluster.kernel.pipes[pipe.fileno()] = pipe
             self.host.connect(pipe)
         else:
             pipe.closed_there = True

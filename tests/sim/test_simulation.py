@@ -29,6 +29,8 @@ from dsm.constants import LEASE_S, PAGE_BYTES
 from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
+from nodes.applications import Applications
+from nodes.connections import Connection
 from nodes.locks import Locks
 from nodes.memory import RegionMemory
 from nodes.outgoing import Said
@@ -36,7 +38,7 @@ from nodes.pager import Pager
 from nodes.rebuild import Rebuild
 from nodes.tenure import Tenure
 
-from . import regressions
+from . import regressions, stand_ins
 from .__main__ import main
 from .cluster import SimulatedCluster
 from .host import Host
@@ -175,7 +177,7 @@ def takeover() -> None:
         world.after(4 * S, cluster.network.mend, 1)
         while cluster.alive:
             assert world.step()
-        assert world.counts["loads"] == 512
+        assert world.counts["loads"] == 512, "SIGBUS: its pages are lost"
 
 
 def test_pages_on_their_way_are_found_again() -> None:
@@ -317,7 +319,7 @@ def take_a_lock_that_is_recalled(patch: pytest.MonkeyPatch) -> None:
     def greedy(self: Locks, name: str, died: bool = False) -> wire.Return:
         self._locks[name].recalled = False
         self._free[name] = None
-        return wire.Return(name, died)
+        return wire.Return(self._locks[name].grant, name, died)
 
     patch.setattr(Locks, "_give_back", greedy)
 
@@ -401,6 +403,71 @@ def forget_who_took_the_rest_along(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def keep_nothing_under_way(patch: pytest.MonkeyPatch) -> None:
+    """What was in pages that were handed over is nowhere but in the message."""
+    patch.setattr(stand_ins.Retained, "add", lambda self, region, start, count, payload: None)
+
+
+def ask_everything_once_more(patch: pytest.MonkeyPatch) -> None:
+    """The directory does again what the agent before this one had asked for, too."""
+    patch.setattr(Cluster, "_knows", lambda self, node, ticket: False)
+
+
+def note_no_question(patch: pytest.MonkeyPatch) -> None:
+    """Another agent does not know what is waited for."""
+    note = Connection.note
+
+    def forgetful(self: Connection) -> bytes:
+        question, ticket = self.question, self.ticket
+        self.question, self.ticket = None, 0
+        noted = note(self)
+        self.question, self.ticket = question, ticket
+        return noted
+
+    patch.setattr(Connection, "note", forgetful)
+
+
+def answer_before_noting(patch: pytest.MonkeyPatch) -> None:
+    """An application goes on with what no other agent would know of."""
+    commit = Applications._commit
+
+    def hasty(self: Applications) -> None:
+        replies, self._replies = self._replies, []
+        for connection, packet in replies:
+            self._send(connection, packet)
+        commit(self)
+
+    patch.setattr(Applications, "_commit", hasty)
+
+
+def keep_locks_that_were_taken_back(patch: pytest.MonkeyPatch) -> None:
+    """As it was: an agent that has just begun keeps locks that nobody holds, which the directory does not know."""
+    give_up = Locks.give_up
+
+    def greedy(self: Locks) -> list[wire.Message]:
+        free, locks = dict(self._free), dict(self._locks)
+        said = give_up(self)
+        self._free, self._locks = free, locks
+        return said
+
+    patch.setattr(Locks, "give_up", greedy)
+
+
+def let_store_to_a_part_of_a_page(patch: pytest.MonkeyPatch) -> None:
+    """As it was: of a page that has several of the kernel's some can be written before the others are there."""
+    install = RegionMemory.install
+
+    def hasty(self: RegionMemory, start: int, count: int, source: Any, write: bool, target: Any) -> bool:
+        size, self.page_size = self.page_size, PAGE_BYTES
+        parts = size // PAGE_BYTES
+        try:
+            return install(self, start * parts, count * parts, source, write, target)
+        finally:
+            self.page_size = size
+
+    patch.setattr(RegionMemory, "install", hasty)
+
+
 BUGS: list[Break] = [
     forget_a_sharer,
     drop_before_reading,
@@ -424,9 +491,17 @@ BUGS_OF_RESTARTS: list[Break] = [
     say_everything_again,
     take_the_rest_for_zeros,
 ]
-BUGS_OF_A_TAKEOVER: list[Break] = [
-    tell_before_all_has_come,
-    keep_what_was_ordered,
+BUGS_OF_KILLS: list[tuple[Break, int]] = [  # with a seed from which on it does not take long
+    (keep_nothing_under_way, 0),
+    (ask_everything_once_more, 0),
+    (note_no_question, 0),
+    (answer_before_noting, 300),
+    (keep_locks_that_were_taken_back, 280),
+    (let_store_to_a_part_of_a_page, 2800),
+]
+BUGS_OF_A_TAKEOVER: list[tuple[Break, str]] = [
+    (tell_before_all_has_come, "SIGBUS"),
+    (keep_what_was_ordered, "was stored last"),
 ]
 
 
@@ -452,10 +527,22 @@ def test_a_bug_of_a_restart_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch
     pytest.fail("nobody noticed")
 
 
-@pytest.mark.parametrize("bug", BUGS_OF_A_TAKEOVER, ids=lambda bug: bug.__name__)
-def test_a_bug_of_a_takeover_is_found(bug: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bug", "first"), BUGS_OF_KILLS, ids=lambda bug: getattr(bug, "__name__", ""))
+def test_a_bug_of_killed_agents_is_found(bug: Break, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
-    with pytest.raises(SimulationError, match="was stored last"):
+    for seed in range(first, first + BUG_SEEDS):
+        try:
+            Run(seed, None, ["killed agent"]).execute()
+        except Exception as error:
+            print(f"seed {seed}: {type(error).__name__}: {error}")
+            return
+    pytest.fail("nobody noticed")
+
+
+@pytest.mark.parametrize(("bug", "what"), BUGS_OF_A_TAKEOVER, ids=lambda bug: getattr(bug, "__name__", ""))
+def test_a_bug_of_a_takeover_is_found(bug: Break, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises((SimulationError, AssertionError), match=what):
         takeover()
 
 

@@ -69,6 +69,12 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+def worker(pid: int) -> int:
+    """The process that does the work of a service: of a node the agent, which is the child of its keeper."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else pid
+
+
 def descriptors(pid: int, kind: str = "") -> int:
     """How many descriptors of a process have ``kind`` in what /proc says of them."""
     found = 0
@@ -273,9 +279,15 @@ class Cluster:
         assert isinstance(answer, wire.Answer), answer
         return answer.value
 
+    def agent(self, node: int) -> int:
+        """The process of an agent."""
+        keeper = self.nodes[node].process.pid
+        until(lambda: worker(keeper) != keeper, "the agent")
+        return worker(keeper)
+
     def descriptors(self, node: int, kind: str) -> int:
         """How many descriptors of an agent have ``kind`` in what /proc says of them."""
-        return descriptors(self.nodes[node].process.pid, kind)
+        return descriptors(self.agent(node), kind)
 
     def all_gone(self, node: int) -> bool:
         """Does an agent have nothing of any application any more?"""
@@ -288,13 +300,14 @@ class Cluster:
     @contextlib.contextmanager
     def stopped(self, node: int) -> Iterator[None]:
         """Nothing that needs this agent is answered meanwhile. Shorter than a lease, or it is no member any more."""
-        pid = self.nodes[node].process.pid
+        pid = self.agent(node)
         os.kill(pid, signal.SIGSTOP)
         try:
             until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+                os.kill(pid, signal.SIGCONT)
 
     def services(self) -> list[launch.Service]:
         """The nodes, then the directory."""

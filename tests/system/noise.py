@@ -145,7 +145,7 @@ def lawless(plan: random.Random) -> list[wire.Message]:
         wire.Forget(1, "evil", wire.LOCK),
         wire.Recall("evil"),
         wire.Holds("evil", 1, 1, "a thread"),
-        wire.Return("evil", True),
+        wire.Return(1, "evil", True),
         wire.Gone(1, True),
         wire.WaitOn("evil", "evil", wire.FOREVER, 1, 1, "a thread"),
     ]

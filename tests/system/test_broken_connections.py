@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from application import hear, say
-from cluster import Cluster, until
+from cluster import Cluster, until, worker
 
 import dsm
 from dsm import memory
@@ -37,7 +37,7 @@ def break_some(cluster: Cluster, which: Callable[[], set[int]]) -> int:
     broken = 0
     for service in cluster.services():
         numbers = which()
-        for number, sock in enumerate(connections(service.process.pid)):
+        for number, sock in enumerate(connections(worker(service.process.pid))):
             if number in numbers:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)

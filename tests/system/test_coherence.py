@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster import Cluster
+from cluster import Cluster, worker
 
 import dsm
 
@@ -134,7 +134,7 @@ def test_a_region_larger_than_a_gibibyte_sparsely_touched(cluster: Cluster) -> N
 
 
 def memory_of_regions(cluster: Cluster, node: int) -> int:
-    folder = f"/proc/{cluster.nodes[node].process.pid}/fd"
+    folder = f"/proc/{cluster.agent(node)}/fd"
     memfds = [path for path in os.scandir(folder) if "memfd:dsm:" in os.readlink(path)]
     return sum(path.stat().st_blocks * 512 for path in memfds)
 
@@ -151,9 +151,9 @@ def touch_the_corners(rank: int, ranks: int) -> list[int]:
 
 def test_a_region_of_a_tebibyte_costs_nothing_until_it_is_touched(cluster: Cluster) -> None:
     services = [cluster.directory, *cluster.nodes]
-    before = [resident(service.process.pid) for service in services]
+    before = [resident(worker(service.process.pid)) for service in services]
     assert cluster.everywhere(touch_the_corners) == [[1, 2, 3, 0]] * 2
-    grown = [resident(service.process.pid) - kib for service, kib in zip(services, before, strict=True)]
+    grown = [resident(worker(service.process.pid)) - kib for service, kib in zip(services, before, strict=True)]
     assert max(grown) < 16 << 10
     assert max(memory_of_regions(cluster, node) for node in range(2)) < 1 << 20
 
@@ -208,10 +208,10 @@ def fault_in_threads(rank: int, ranks: int, threads: int) -> list[int]:
 
     def together(work: Callable[[int], None]) -> None:
         workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        for each in workers:
+            each.start()
+        for each in workers:
+            each.join()
         barrier.wait()
 
     def write(number: int) -> None:

@@ -149,7 +149,7 @@ def services(cluster: Cluster) -> list[tuple[str, Callable[[], int], int]]:
         (cluster.directory.address, lambda: refused_by_directory(cluster), cluster.directory.process.pid)
     ]
     for number, address in enumerate(inboxes(cluster)):
-        found.append((address, lambda number=number: counted(cluster, number), cluster.nodes[number].process.pid))  # type: ignore[misc]
+        found.append((address, lambda number=number: counted(cluster, number), cluster.agent(number)))  # type: ignore[misc]
     return found
 
 

@@ -250,7 +250,7 @@ def hold_many(count: int) -> int:
 
 
 def test_an_agent_that_runs_out_of_descriptors_says_so_and_goes_on(cluster: Cluster) -> None:
-    pid = cluster.nodes[0].process.pid
+    pid = cluster.agent(0)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (80, limits[1]))
     assert cluster.run(hold_many, 60, limit_s=30) == 3

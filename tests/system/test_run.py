@@ -102,9 +102,9 @@ class Run:
         return found
 
     def service(self, module: str, index: int = 0) -> int:
-        """The pid of a directory ("directory") or an agent ("nodes")."""
+        """The pid of a directory ("directory") or a node ("nodes"), which keeps its agent."""
         pids = [pid for pid, command in self.processes().items() if command[2:4] == ["-m", module]]
-        return sorted(pids)[index]
+        return sorted(pid for pid in pids if parent(pid) not in pids)[index]
 
     def left(self) -> list[str]:
         """Processes, sockets and directories of this run. (A multiprocessing that is killed leaves some of its own.)"""
@@ -453,6 +453,16 @@ def test_ctrl_z_stops_the_ranks_and_fg_continues_them(run: Run) -> None:
 
 # --- kill -9 -----------------------------------------------------------------------------------------------
 
+SUM_LATER = """
+import dsm
+region = dsm.attach("shared", shape=(2, 512), dtype="i8")
+region.array[rank] = rank + 1
+say("here", rank, os.getpid())
+while not os.path.exists("go"):
+    time.sleep(0.05)
+dsm.Barrier("all", 2).wait()
+say("sum", region.array[:, 0].sum())
+"""
 FAMILY = """
 def child():
     time.sleep(600)
@@ -464,6 +474,10 @@ if __name__ == "__main__":
     say("here", rank, os.getpid())
     time.sleep(600)
 """
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill(pid: int) -> None:
@@ -485,13 +499,24 @@ def test_kill_9_of_a_rank(run: Run, source: str) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_kill_9_of_an_agent(run: Run, index: int) -> None:
+def test_kill_9_of_a_node(run: Run, index: int) -> None:
     run.start("--nodes", "2", "--procs", "3", source=FAMILY)
     run.ranks(3)
     kill(run.service("nodes", index))
     code, _, err = run.rest()
     assert code == 1
     assert f"dsm run: the agent of node{index + 1} died: killed by SIGKILL\n" in err
+    assert run.left() == []
+
+
+def test_kill_9_of_an_agent_ends_nothing(run: Run) -> None:
+    run.start("--nodes", "2", "--procs", "2", source=SUM_LATER)
+    run.ranks(2)
+    keeper = run.service("nodes", 1)
+    kill(next(pid for pid in run.processes() if parent(pid) == keeper))
+    (run.home / "go").touch()
+    code, out, err = run.rest()
+    assert (code, sorted(out.splitlines())) == (0, ["sum 3", "sum 3"]), err
     assert run.left() == []
 
 

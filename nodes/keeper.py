@@ -1,0 +1,226 @@
+"""The keeper of a node: the process that started it. It has nothing to do but to hold what must outlive an agent, and
+to start another one when the agent is killed.
+
+It holds descriptors: the memory files of regions, duplicates of the applications' userfaultfds (so that their mappings
+stay registered, and faults that were told to the dead agent are told again), their connections, the sockets that
+listen. The agent puts them here (:class:`Shelf`); the next agent is forked from the keeper, and so has them. What goes
+with each is a small note of the agent's, which the keeper does not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple, NoReturn, Protocol
+
+from dsm import constants, memory
+from dsm.codec import pack, unpack
+from dsm.logline import line
+
+log = logging.getLogger("dsm.node")
+
+UPGRADE: Final = 75
+"""Exit code of an agent that is to be replaced by one of the program as it is installed now."""
+_STOPPED: Final = (signal.SIGTERM, signal.SIGINT)
+_FDS_MAX: Final = 8
+_PACKET_BYTES: Final = 64 << 10
+
+
+class Thing(NamedTuple):
+    """Descriptors, and what the agent noted of them."""
+
+    note: bytes
+    fds: list[int]
+
+
+class Shelf(Protocol):
+    """What an agent sees of its keeper. ``found``: what the agent before it has left; nothing, for the first one."""
+
+    found: dict[str, Thing]
+
+    def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
+        """Keep duplicates of these descriptors, in place of what was there under this name."""
+
+    def drop(self, name: str) -> None:
+        """Keep it no longer."""
+
+    def clear(self) -> None:
+        """Keep nothing any more: the node has left, and nothing of it is to be taken over."""
+
+    def settled(self) -> None:
+        """This agent has taken over."""
+
+
+class _Shelf:
+    def __init__(self, found: dict[str, Thing], keeper: socket.socket) -> None:
+        self.found = found
+        self._keeper = keeper
+
+    def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
+        self._say(["put", name, note], fds)
+
+    def drop(self, name: str) -> None:
+        self._say(["drop", name, b""], ())
+
+    def clear(self) -> None:
+        self.found = {}
+        self._say(["clear", "", b""], ())
+
+    def settled(self) -> None:
+        self.found = {}
+        self._say(["settled", "", b""], ())
+
+    def _say(self, words: list[object], fds: Sequence[int]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the keeper has been killed, and takes this process along
+            socket.send_fds(self._keeper, [pack(*words)], fds)
+
+
+class _Keeper:
+    def __init__(self) -> None:
+        self.things: dict[str, Thing] = {}
+        self.agent = 0
+        self.stopping = False
+        self.settled_s = math.inf  # when there last was an agent; there is one
+
+    def stop(self, *_: object) -> None:
+        """Asked to end: the agent knows how."""
+        self.stopping = True
+        if self.agent:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.agent, signal.SIGTERM)
+
+    def hear(self, agent: socket.socket) -> bool:
+        """Do what the agent says. False when it has nothing more to say."""
+        try:
+            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            data, fds, _, _ = socket.recv_fds(agent, _PACKET_BYTES, _FDS_MAX, flags)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        if not data:
+            return False
+        word, name, note = unpack(data)
+        if word == "settled":
+            self.settled_s = math.inf
+        elif word == "clear":
+            for known in list(self.things):
+                self._drop(known)
+        else:
+            self._drop(name)
+        if word == "put":
+            self.things[name] = Thing(note, list(fds))
+        return True
+
+    def _drop(self, name: str) -> None:
+        before = self.things.pop(name, None)
+        if before is not None:
+            for fd in before.fds:
+                os.close(fd)
+
+    def wait(self, agent: socket.socket) -> int:
+        """Keep what the agent gives, until it ends: its wait status."""
+        pidfd = os.pidfd_open(self.agent)
+        poll = select.poll()
+        poll.register(agent, select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
+        try:
+            while True:
+                left_s = self.settled_s + constants.LEASE_S - time.monotonic()
+                ready = poll.poll(None if left_s == math.inf else max(0.0, left_s) * 1000)
+                if not ready and left_s <= 0:  # the applications must not go on without anybody for longer
+                    log.critical("%s", line("ended", reason="no agent could take over for the length of a lease"))
+                    self.end()
+                    self.settled_s = math.inf
+                    os.kill(self.agent, signal.SIGKILL)
+                for fd, _ in ready:
+                    if fd == agent.fileno() and not self.hear(agent):
+                        poll.unregister(agent)
+                if any(fd == pidfd for fd, _ in ready):
+                    while self.hear(agent):
+                        pass
+                    return os.waitpid(self.agent, 0)[1]
+        finally:
+            os.close(pidfd)
+
+    def end(self) -> None:
+        """Kill the applications: nobody keeps their memory coherent any more."""
+        end_applications(self.things)
+        for known in list(self.things):
+            self._drop(known)
+
+
+MAPPED: Final = "mapped "
+"""Names of things whose first descriptor is the pidfd of an application that has a region mapped."""
+
+
+def end_applications(things: dict[str, Thing]) -> None:
+    """Kill every application that has a region mapped, as far as it can be seen from here."""
+    for name, thing in things.items():
+        if name.startswith(MAPPED):
+            with contextlib.suppress(OSError):  # it has ended, or is of another container
+                signal.pidfd_send_signal(thing.fds[0], signal.SIGKILL)
+
+
+def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
+    """Fork an agent, and whenever it is killed another one. Returns in the agents only: the keeper ends (SystemExit)
+    as its agent does. ``argv`` starts this program anew, with ``--resume`` and a descriptor (``resumed``) from which
+    the new program's keeper has what the old one had."""
+    keeper = _Keeper()
+    if resumed is not None:
+        keeper.things = _read(resumed)
+        keeper.settled_s = time.monotonic()
+    for number in _STOPPED:
+        signal.signal(number, keeper.stop)
+    while True:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keeper.agent = os.fork()
+        if not keeper.agent:
+            ours.close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the keeper says when to stop
+            memory.die_with_parent(signal.SIGKILL)
+            return _Shelf(keeper.things, theirs)
+        theirs.close()
+        if ready_fd is not None:
+            os.close(ready_fd)
+            ready_fd = None
+        if keeper.stopping:
+            keeper.stop()
+        status = keeper.wait(ours)
+        ours.close()
+        killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if not killed_by and os.WEXITSTATUS(status) == UPGRADE:
+            _execute(argv, keeper.things)
+        if not killed_by or keeper.stopping or not keeper.things:
+            sys.exit(128 + killed_by if killed_by else os.WEXITSTATUS(status))
+        keeper.settled_s = min(keeper.settled_s, time.monotonic())
+        log.warning("%s", line("killed", agent=keeper.agent, signal=signal.Signals(killed_by).name))
+
+
+def _execute(argv: list[str], things: dict[str, Thing]) -> NoReturn:
+    """Become the program as it is installed now."""
+    note = os.memfd_create("dsm-kept", 0)
+    os.write(note, pack(*([name, thing.note, thing.fds] for name, thing in things.items())))
+    os.lseek(note, 0, os.SEEK_SET)
+    for thing in things.values():
+        for fd in thing.fds:
+            os.set_inheritable(fd, True)
+    os.execv(argv[0], [*argv, "--resume", str(note)])
+
+
+def _read(note: int) -> dict[str, Thing]:
+    with open(note, "rb") as file:
+        things = {name: Thing(text, fds) for name, text, fds in unpack(file.read())}
+    for thing in things.values():
+        for fd in thing.fds:
+            os.set_inheritable(fd, False)
+    return things
