@@ -159,6 +159,20 @@ def test_a_network_with_delay_and_loss(cluster: Containers) -> None:
         cluster.netem("node2")
 
 
+def test_a_rolling_restart_under_applications_of_all_nodes(cluster: Containers) -> None:
+    """The directory, and the agent of each node: nobody notices more than a pause."""
+    programs = counting(cluster, SECONDS + 2 * len(NODES))
+    restart(cluster, "directory")
+    for node in NODES:
+        said = cluster.docker(
+            "exec", cluster.container(node), "dsm", "node", "--upgrade", "--socket", "/run/dsm/node.sock"
+        )
+        assert said.startswith(f"node {node!r} goes on as process ")
+    results = [program.result() for program in programs]
+    print(f"longest pauses: {[round(longest_s, 2) for _, longest_s in results]} s")
+    check(cluster, [done for done, _ in results])
+
+
 def test_a_rolling_restart_of_everything(cluster: Containers) -> None:
     """The directory, and each node whose own applications have ended, while those of another node go on."""
     cluster.run("node1", "forget")

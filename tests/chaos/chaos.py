@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import click
 from interrupting import INTERRUPTED, listen, postponed
+from limits import MemoryGroup, can_limit
 from network import Hosts, missing
 from worker import RECORD, ROWS, SHARED, UNSOUND, WORDS
 
@@ -132,6 +133,9 @@ class Chaos:
         self._heals: list[tuple[float, int, str, Callable[[], None]]] = []
         self._cut: Counter[int] = Counter()
         seal.make(home / "key")
+        self.memory: dict[int, MemoryGroup] = {}
+        if can_limit():
+            self.memory = {node: MemoryGroup(f"dsm-chaos-{os.getpid()}-{node}") for node in range(1, nodes + 1)}
         self.directory = self._start_directory()
         self.nodes = {node: self._start_node(node) for node in range(1, nodes + 1)}
 
@@ -164,7 +168,10 @@ class Chaos:
         self.socket(node).unlink(missing_ok=True)
         arguments = ["--directory", f"tcp://{self.hosts.addresses[0]}:{_PORT}", "--socket", str(self.socket(node))]
         arguments += ["--listen", f"tcp://{self.hosts.addresses[node]}:{_PORT}", "--name", f"node{node}"]
-        return self._service(node, "nodes", arguments)
+        service = self._service(node, "nodes", arguments)
+        if node in self.memory:
+            self.memory[node].take(service.process.pid)
+        return service
 
     def _environment(self, node: int) -> dict[str, str]:
         return os.environ | {"PYTHONPATH": f"{_TREE}:{_HERE}", "DSM_NODE": str(self.socket(node))}
@@ -286,6 +293,10 @@ class Chaos:
             return
         self._count("host killed", deadly=True)
         self.tell(f"the host of node {number} dies")
+        self._dies(number)
+
+    def _dies(self, number: int) -> None:
+        """A node, and its workers; both are started again."""
         self._of_node(number, signal.SIGKILL)
         self.nodes[number].kill()
 
@@ -294,6 +305,26 @@ class Chaos:
 
         # Its name and address are taken until it is given up.
         self._later(LEASE_S + 2, f"node {number} is started again", again)
+
+    def fill_memory(self) -> None:
+        """The kernel then ends the agent, again and again, or the keeper."""
+        number, seconds = self.chance.choice(list(self.memory)), self.chance.uniform(0.5, 4)
+        node = self.nodes[number]
+        if node.ended or node.doomed:
+            return
+        self._count("memory full", deadly=True)
+        self.tell(f"the memory of node {number} is full for {seconds:.1f} s")
+        node.doomed = True
+        self.memory[number].fill(self.chance.choice((64, 256, 1024)) << 10)
+
+        def free() -> None:
+            self.memory[number].free()
+            if node.ended:
+                self._dies(number)
+            else:
+                node.doomed = False
+
+        self._later(seconds, f"node {number} has memory again", free)
 
     def cut_off(self) -> None:
         long = self.chance.random() < 0.2
@@ -414,8 +445,10 @@ class Chaos:
     def close(self) -> None:
         """End everything."""
         for process in (*self.workers, *self.nodes.values(), self.directory):
-            process.send(signal.SIGCONT)
+            process.send_all(signal.SIGCONT)
             process.kill()
+        for group in self.memory.values():
+            group.close()
         self.hosts.close()
 
 
@@ -431,6 +464,10 @@ def _faults(chaos: Chaos) -> list[Callable[[], None]]:
         faults.append(chaos.slow_down)
     else:
         print("no slow links: this machine has no tc, or its kernel no netem", file=sys.stderr)
+    if chaos.memory:
+        faults.append(chaos.fill_memory)
+    else:
+        print("no full memory: this process may make no control group for it", file=sys.stderr)
     return faults
 
 
