@@ -95,12 +95,12 @@ def main(
             shelf=shelf,
             seal=seal,
         )
-        resumed = given_up or bool(shelf.found)
-        agent = _rejoin(join) if given_up else join()
+        again, takes_over = shelf.again, bool(shelf.found)
+        agent = _rejoin(join) if again and not takes_over else join()
         if metrics:
             daemon.serve_metrics(metrics, lambda: figures(agent))
         _on_stop(agent.stop)
-        if not resumed:
+        if not again:
             ready(agent.links.address)
     # The loop makes no reference cycles on its way; a full collection in the middle of a fault would be a pause.
     gc.freeze()

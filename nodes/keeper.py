@@ -42,9 +42,10 @@ class Thing(NamedTuple):
 
 
 class Shelf(Protocol):
-    """What an agent sees of its keeper. ``found``: what the agent before it has left; nothing, for the first one."""
+    """What an agent sees of its keeper. ``found``: what the agent before it has left, if there was one (``again``)."""
 
     found: dict[str, Thing]
+    again: bool
 
     def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
         """Keep duplicates of these descriptors, in place of what was there under this name."""
@@ -60,8 +61,9 @@ class Shelf(Protocol):
 
 
 class _Shelf:
-    def __init__(self, found: dict[str, Thing], keeper: socket.socket) -> None:
+    def __init__(self, found: dict[str, Thing], again: bool, keeper: socket.socket) -> None:
         self.found = found
+        self.again = again
         self._keeper = keeper
 
     def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
@@ -88,6 +90,7 @@ class _Keeper:
         self.things: dict[str, Thing] = {}
         self.agent = 0
         self.stopping = False
+        self.served = False  # an agent was a member
         self.settled_s = math.inf  # when there last was an agent; there is one
 
     def stop(self, *_: object) -> None:
@@ -112,11 +115,13 @@ class _Keeper:
         if word == "settled":
             self.settled_s = math.inf
         elif word == "clear":
+            self.settled_s = math.inf
             for known in list(self.things):
                 self._drop(known)
         else:
             self._drop(name)
         if word == "put":
+            self.served = True
             self.things[name] = Thing(note, list(fds))
         return True
 
@@ -177,6 +182,7 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
     keeper = _Keeper()
     if resumed is not None:
         keeper.things = _read(resumed)
+        keeper.served = True
         keeper.settled_s = time.monotonic()
     for number in _STOPPED:
         signal.signal(number, keeper.stop)
@@ -188,7 +194,7 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the keeper says when to stop
             memory.die_with_parent(signal.SIGKILL)
-            return _Shelf(keeper.things, theirs)
+            return _Shelf(keeper.things, keeper.served, theirs)
         theirs.close()
         if ready_fd is not None:
             os.close(ready_fd)
@@ -200,10 +206,13 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if not killed_by and os.WEXITSTATUS(status) == UPGRADE:
             _execute(argv, keeper.things)
-        if not killed_by or keeper.stopping or not keeper.things:
+        if not killed_by or keeper.stopping or not keeper.served:
             sys.exit(128 + killed_by if killed_by else os.WEXITSTATUS(status))
-        keeper.settled_s = min(keeper.settled_s, time.monotonic())
         log.warning("%s", line("killed", agent=keeper.agent, signal=signal.Signals(killed_by).name))
+        if keeper.things:
+            keeper.settled_s = min(keeper.settled_s, time.monotonic())
+        else:  # nobody waits for it
+            time.sleep(constants.HEARTBEAT_S)
 
 
 def _execute(argv: list[str], things: dict[str, Thing]) -> NoReturn:

@@ -47,6 +47,7 @@ class Shelf:
     def __init__(self, called: Called) -> None:
         self._called = called
         self.found: dict[str, Thing] = {}
+        self.again = False
         self.things: dict[str, Thing] = {}
 
     def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:

@@ -212,6 +212,23 @@ def test_an_agent_that_is_killed_while_its_lease_is_over_is_not_replaced(cluster
     app.wait()
 
 
+def test_an_agent_that_is_killed_while_it_waits_for_a_directory_is_replaced(cluster: Cluster) -> None:
+    with (cluster.home / "standalone.log").open("ab") as log:
+        cluster.nodes.append(
+            launch.start_node(
+                cluster.directory.address, socket=cluster.path(2), name="standalone", with_parent=False, stderr=log
+            )
+        )
+    with cluster.stopped(2):
+        time.sleep(LEASE_S + 1)
+    until(lambda: "event=rejoined" in cluster.logs(), "another membership")
+    for _ in range(2):  # the second perhaps before it is a member again
+        before = cluster.agent(2)
+        os.kill(before, signal.SIGKILL)
+        time.sleep(PAUSE_S)
+    goes_on(cluster, 2, before)
+
+
 def test_upgrade_says_what_it_did(cluster: Cluster) -> None:
     command = [sys.executable, "-m", "dsm", "node", "--upgrade", "--socket", str(cluster.path(0))]
     result = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
