@@ -224,12 +224,16 @@ class Chaos:
         self.deadly += deadly
 
     def kill_worker(self) -> None:
+        if not self.workers:
+            return
         worker = self.chance.choice(self.workers)
         self._count("worker killed")
         self.tell(f"{worker.name} is killed")
         worker.kill()
 
     def stop_worker(self) -> None:
+        if not self.workers:
+            return
         worker, seconds = self.chance.choice(self.workers), self._seconds(long=False)
         self._count("worker stopped")
         self.tell(f"{worker.name} is stopped for {seconds:.1f} s")
