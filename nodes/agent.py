@@ -231,10 +231,7 @@ class Agent:
             self.applications.prefetched(waiter)
 
     def _go_on(self, m: wire.GoOn) -> None:
-        anew = self.links.anew
         self._rebuild.go_on(m)
-        if anew:
-            self._shelf.settled()
         if self._leaving:  # the directory has forgotten that
             self.drain()
 
@@ -244,6 +241,7 @@ class Agent:
         self.watch(self._timer.fileno(), lambda _: self._timer.clear())
         links = self.links
         links.start(self._from_directory, self._from_peer, self._forgotten, self._rebuild.broken)
+        self._shelf.settled()  # from now on this hides the pages itself when the lease is over
         log.info(
             "%r is node %d of %s; applications: DSM_NODE=%s", self.name, links.node, links.directory_address, self.path
         )

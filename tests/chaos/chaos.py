@@ -47,8 +47,9 @@ _EXCUSES: Final = ("dsm.errors.Fenced", "dsm.errors.NodeUnreachable", "dsm.error
 """With what a worker may end whose node has gone."""
 
 
-_TOO_EARLY: Final = ("no directory answers", "is here already")
-"""Why a node does not begin that began while there was no directory, or before the one that died was given up."""
+_TOO_EARLY: Final = ("no directory answers", "is here already", "does not know of this conversation any more")
+"""Why a node does not begin that began while there was no directory, or it was killed meanwhile, or before the node that
+died was given up."""
 
 
 class Failed(Exception):
