@@ -48,8 +48,8 @@ _EXCUSES: Final = ("dsm.errors.Fenced", "dsm.errors.NodeUnreachable", "dsm.error
 
 
 _TOO_EARLY: Final = ("no directory answers", "is here already", "does not know of this conversation any more")
-"""Why a node does not begin that began while there was no directory, or it was killed meanwhile, or before the node that
-died was given up."""
+"""Why a node does not begin: there was no directory, or it was killed just then, or the node that died was not given up
+yet."""
 
 
 class Failed(Exception):
@@ -365,7 +365,8 @@ class Chaos:
         if self.directory.ended and not self.directory.doomed:
             raise Failed(f"the directory has ended ({self.directory.process.returncode}):\n{self.directory.said}")
         for number, node in self.nodes.items():
-            if node.ended and not node.doomed and any(text in node.said for text in _TOO_EARLY):
+            was_no_member = not node.said or any(text in node.said for text in _TOO_EARLY)  # nothing: it was killed
+            if node.ended and not node.doomed and was_no_member:
                 self.nodes[number] = self._start_node(number)
             elif node.ended and not node.doomed:
                 raise Failed(f"node {number} has ended ({node.process.returncode}):\n{node.said}")
