@@ -395,6 +395,7 @@ class Chaos:
             if row not in self.void:
                 self.tell(f"row {row} was lost, and begins anew")
             self.void.add(row)
+        (self.home / "void").write_text(" ".join(map(str, sorted(self.void))))  # who has seen them before may look
 
     def check(self) -> dict[str, int]:
         """All is healed: everybody must go on, and then memory must have what was stored. Returns what was compared."""
