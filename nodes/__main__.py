@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -130,13 +131,8 @@ def _drain(path: Path) -> None:
 
     try:
         with local.connect(path, constants.CONNECT_TIMEOUT_S) as sock:
-            local.send(sock, wire.Query(0, "drain", 0, 0, 0))
             sock.settimeout(constants.CONNECT_TIMEOUT_S)
-            answer, fds = local.receive(sock)
-            local.close_all(fds)
-            if isinstance(answer, wire.Failure):
-                raise from_wire(answer.error, answer.text)
-            name = answer.value["name"] if isinstance(answer, wire.Answer) else "?"
+            name = _ask(sock, "drain")["name"]
             sock.settimeout(None)
             with Console(stderr=True).status(f"node {name!r} hands its pages over"):
                 sock.recv(1)  # the end of it
@@ -175,14 +171,20 @@ def _who(path: Path, what: str) -> tuple[int, str]:
     """Ask the node at ``path`` something of which the answer says what process it is, and of what node."""
     with local.connect(path, constants.CONNECT_TIMEOUT_S) as sock:
         sock.settimeout(constants.START_TIMEOUT_S)
-        local.send(sock, wire.Query(0, what, 0, 0, 0))
-        answer, fds = local.receive(sock)
-        local.close_all(fds)
+        answer = _ask(sock, what)
+    return answer["pid"], answer["name"]
+
+
+def _ask(sock: socket.socket, what: str) -> dict[str, Any]:
+    """What a node says to a Query. Raises the error that it answers with."""
+    local.send(sock, wire.Query(0, what, 0, 0, 0))
+    answer, fds = local.receive(sock)
+    local.close_all(fds)
     if isinstance(answer, wire.Failure):
         raise from_wire(answer.error, answer.text)
     if not isinstance(answer, wire.Answer):
-        raise NodeUnreachable(f"the node agent at {path} does not answer as one")
-    return answer.value["pid"], answer.value["name"]
+        raise NodeUnreachable("the node agent has ended the connection without an answer")
+    return answer.value
 
 
 def _is_given_up(shelf: Shelf) -> bool:

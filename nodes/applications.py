@@ -86,7 +86,6 @@ class Applications:
         self._suspended = False
         self._postponed: list[tuple[Connection, wire.Acquire]] = []
         self._served_any = False
-        self._last_ticket = notes.ticket
         self.heard = 0  # answers of the directory that have come, in its conversation of now
         # Who asked, what, and when it was asked (for ever, where a wait may last).
         self._tickets: dict[int, tuple[Connection, Any, float]] = {}
@@ -406,7 +405,7 @@ class Applications:
 
     def _ask(self, connection: Connection, message: Any) -> None:
         """Send a message to the directory under a new ticket."""
-        self._last_ticket = ticket = self._last_ticket % 0xFFFFFFFF + 1
+        ticket = self._notes.ticket % 0xFFFFFFFF + 1
         self._notes.use(ticket)
         self._await(connection, message._replace(ticket=ticket))
         self._to_directory(connection.question)  # type: ignore[arg-type]

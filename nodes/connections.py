@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from dsm import local, wire
 from dsm.codec import pack, unpack
@@ -146,7 +146,3 @@ def recall_party(note: bytes, fds: list[int]) -> Party:
     party = Party(number, pid, fds[0] if fds else -1)
     party.died = died
     return party
-
-
-Question = Any
-"""What was told to the directory under a ticket."""

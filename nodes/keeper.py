@@ -116,8 +116,7 @@ class _Keeper:
             self.settled_s = math.inf
         elif word == "clear":
             self.settled_s = math.inf
-            for known in list(self.things):
-                self._drop(known)
+            self._clear()
         else:
             self._drop(name)
         if word == "put":
@@ -159,6 +158,9 @@ class _Keeper:
     def end(self) -> None:
         """Kill the applications: nobody keeps their memory coherent any more."""
         end_applications(self.things)
+        self._clear()
+
+    def _clear(self) -> None:
         for known in list(self.things):
             self._drop(known)
 

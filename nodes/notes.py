@@ -114,7 +114,3 @@ class SharedNotes:
         """See :class:`Notes`."""
         self._memory[slot * _SLOT_BYTES] = 0
         heapq.heappush(self._free, slot)
-
-    def close(self) -> None:
-        """Let go of the memory; the keeper has it."""
-        self._memory.close()
