@@ -67,16 +67,17 @@ def main(
     exit_when_idle: bool,
 ) -> None:
     """Serve shared memory to the applications of this host."""
+    path = path or local.runtime_directory() / "node.sock"
     if drain:
-        _drain(path or local.runtime_directory() / "node.sock")
+        _drain(path)
         return
     if upgrade:
-        _upgrade(path or local.runtime_directory() / "node.sock")
+        _upgrade(path)
         return
     with daemon.starting("dsm node", ready_fd, with_parent) as ready:
         seal = daemon.seal_for(listen, key, insecure)
         _check_host()
-        shelf = keep(_command(), None if resume else ready_fd, resume)
+        shelf = keep(_command(), partial(local.listen, path, group), None if resume else ready_fd, resume)
         given_up = _is_given_up(shelf)
         if given_up and with_parent:
             raise Fenced("the agent of this node was killed, and cannot be replaced: its applications were ended")
@@ -87,7 +88,7 @@ def main(
             Agent,
             directory,
             listen,
-            path or local.runtime_directory() / "node.sock",
+            path,
             name,
             group,
             trace,
@@ -97,7 +98,7 @@ def main(
             seal=seal,
         )
         again, takes_over = shelf.again, bool(shelf.found)
-        agent = _rejoin(join) if again and not takes_over else join()
+        agent = _become_member(join, path, again and not takes_over)
         if metrics:
             daemon.serve_metrics(metrics, lambda: figures(agent))
         _on_stop(agent.stop)
@@ -116,7 +117,7 @@ def main(
                     raise
                 log.critical("%s", error)
             shelf.clear()
-            agent = _rejoin(join)
+            agent = _become_member(join, path, True)
     except DsmError as error:
         print(f"dsm node: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -203,6 +204,15 @@ def _is_given_up(shelf: Shelf) -> bool:
 def _on_stop(stop: Callable[[], object]) -> None:
     """Call ``stop`` when the keeper says so."""
     signal.signal(signal.SIGTERM, lambda *_: stop())
+
+
+def _become_member(join: Callable[[], Agent], path: Path, again: bool) -> Agent:
+    """Join; if that cannot be, the socket at ``path`` goes."""
+    try:
+        return _rejoin(join) if again else join()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _rejoin(join: Callable[[], Agent]) -> Agent:

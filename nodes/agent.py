@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dsm import constants, daemon, errors, local, memory, wire
+from dsm import constants, daemon, errors, memory, wire
 from dsm.codec import pack, unpack
 from dsm.logline import line
 from dsm.poller import BROKEN, Handler, Poller
@@ -82,19 +82,16 @@ class Agent:
         self._poller = Poller(trace.around if trace else untraced)
         self._poller.seal = seal
         before, descriptors = _before(found)
-        listener = socket.socket(fileno=descriptors[0]) if before else local.listen(path, group)
         try:
             self.links = Links(self._poller, directory, listen, name, before)
         except BaseException:
             self._poller.close()
-            listener.close()
-            path.unlink(missing_ok=True)
             raise
-        self._notes = SharedNotes(*descriptors[1:2])
-        retained = SharedRetained(self.links.acknowledged, descriptors[2:])
+        self._notes = SharedNotes(*descriptors[:1])
+        retained = SharedRetained(self.links.acknowledged, descriptors[1:])
         if before is None:
             node, session, listening = self.links.membership
-            kept = [listener.fileno(), self._notes.memfd, *retained.memfds, listening]
+            kept = [self._notes.memfd, *retained.memfds, listening]
             shelf.put(_NODE, pack(node, session, self.links.shards), kept)
         numbers = _unguessable()
         story = Story(time.time)
@@ -113,6 +110,7 @@ class Agent:
         self.rejected = 0
         self._launched = end_applications and not exit_when_idle
         self._end_applications = end_applications
+        self._comes_back = not end_applications  # as another node, when the directory has sent it away
         self._exit_when_idle = exit_when_idle
         self._running = True
         self._fenced = False
@@ -120,7 +118,7 @@ class Agent:
         self._leaving = False
         self._timer = memory.Timer()
         self._next_heartbeat_s = 0.0
-        self.applications = Applications(self, listener, group is not None, self._notes, shelf)
+        self.applications = Applications(self, group is not None, self._notes, shelf)
         self._tenure = Tenure(
             self.links.shards, self.started_s, self.pager, self.applications, log.warning, self._notes
         )
@@ -152,11 +150,15 @@ class Agent:
         self._poller.unwatch(fd)
 
     def remove_socket(self) -> None:
-        """Remove the Unix socket, and with a launcher's last node the directory that was made for it."""
+        """Remove the Unix socket, and with a launcher's last node the directory that was made for it. Not if another
+        agent goes on, as another node: whoever connects meanwhile waits for it."""
+        if self._fenced and self._comes_back:
+            return
         self.path.unlink(missing_ok=True)
         if self._launched:
             with contextlib.suppress(OSError):  # another node's socket is still in it
                 self.path.parent.rmdir()
+        self._shelf.listener.close()
 
     def lease_left_s(self, now: float) -> float:
         """How long the directory is sure to count this node as a member."""
@@ -429,12 +431,12 @@ def may_be_taken_over(found: dict[str, Thing]) -> bool:
         return False
     note, fds = found[_NODE]
     shards: int = unpack(note)[2]
-    return shards == 1 and SharedNotes(fds[1]).lease > time.monotonic()
+    return shards == 1 and SharedNotes(fds[0]).lease > time.monotonic()
 
 
 def _before(found: dict[str, Thing]) -> tuple[Membership | None, list[int]]:
-    """The membership of an agent that was killed, if there was one; and the descriptors of its Unix socket, its notes,
-    and what it has retained."""
+    """The membership of an agent that was killed, if there was one; and the descriptors of its notes and of what it has
+    retained."""
     if _NODE not in found:
         return None, []
     note, fds = found[_NODE]

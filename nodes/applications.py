@@ -60,9 +60,9 @@ class Applications:
     """All connections of one agent. ``any_user``: whoever may open the socket may use it, else its owner and root.
     What another agent will need is in ``notes``, and its descriptors on the ``shelf``."""
 
-    def __init__(self, agent: Agent, listener: socket.socket, any_user: bool, notes: Notes, shelf: Shelf) -> None:
+    def __init__(self, agent: Agent, any_user: bool, notes: Notes, shelf: Shelf) -> None:
         self._agent = agent
-        self._listener = listener
+        self._listener = shelf.listener
         self._any_user = any_user
         self._notes = notes
         self._shelf = shelf
@@ -119,7 +119,7 @@ class Applications:
             wire.Gone: self._gone,
             wire.Cancel: self._cancel,
         }
-        agent.watch(listener.fileno(), lambda _: self._accept())
+        agent.watch(self._listener.fileno(), lambda _: self._accept())
 
     @property
     def idle(self) -> bool:
@@ -142,7 +142,6 @@ class Applications:
             self._to_directory(message)
         self._commit()
         self._agent.remove_socket()
-        self._listener.close()
         for connection in self._connections | self._silent | self._left:
             connection.close()
         for party in self._parties.values():

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol
 
 from dsm import constants, memory
@@ -42,8 +42,10 @@ class Thing(NamedTuple):
 
 
 class Shelf(Protocol):
-    """What an agent sees of its keeper. ``found``: what the agent before it has left, if there was one (``again``)."""
+    """What an agent sees of its keeper. ``listener``: the Unix socket for applications, which is there all the time.
+    ``found``: what the agent before this one has left, if there was one (``again``)."""
 
+    listener: socket.socket
     found: dict[str, Thing]
     again: bool
 
@@ -61,7 +63,8 @@ class Shelf(Protocol):
 
 
 class _Shelf:
-    def __init__(self, found: dict[str, Thing], again: bool, keeper: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, found: dict[str, Thing], again: bool, keeper: socket.socket) -> None:
+        self.listener = listener
         self.found = found
         self.again = again
         self._keeper = keeper
@@ -86,12 +89,13 @@ class _Shelf:
 
 
 class _Keeper:
-    def __init__(self) -> None:
-        self.things: dict[str, Thing] = {}
+    def __init__(self, listener: socket.socket, things: dict[str, Thing], served: bool) -> None:
+        self.listener = listener
+        self.things = things
         self.agent = 0
         self.stopping = False
-        self.served = False  # an agent was a member
-        self.settled_s = math.inf  # when there last was an agent; there is one
+        self.served = served  # an agent was a member
+        self.settled_s = time.monotonic() if things else math.inf  # when there last was an agent; there is one
 
     def stop(self, *_: object) -> None:
         """Asked to end: the agent knows how."""
@@ -177,15 +181,11 @@ def end_applications(things: dict[str, Thing]) -> None:
                 signal.pidfd_send_signal(thing.fds[0], signal.SIGKILL)
 
 
-def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
+def keep(argv: list[str], listen: Callable[[], socket.socket], ready_fd: int | None, resumed: int | None) -> Shelf:
     """Fork an agent, and whenever it is killed another one. Returns in the agents only: the keeper ends (SystemExit)
     as its agent does. ``argv`` starts this program anew, with ``--resume`` and a descriptor (``resumed``) from which
-    the new program's keeper has what the old one had."""
-    keeper = _Keeper()
-    if resumed is not None:
-        keeper.things = _read(resumed)
-        keeper.served = True
-        keeper.settled_s = time.monotonic()
+    the new program's keeper has what the old one had. ``listen`` makes the socket for applications."""
+    keeper = _Keeper(listen(), {}, False) if resumed is None else _Keeper(*_read(resumed), True)
     for number in _STOPPED:
         signal.signal(number, keeper.stop)
     while True:
@@ -196,7 +196,7 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the keeper says when to stop
             memory.die_with_parent(signal.SIGKILL)
-            return _Shelf(keeper.things, keeper.served, theirs)
+            return _Shelf(keeper.listener, keeper.things, keeper.served, theirs)
         theirs.close()
         if ready_fd is not None:
             os.close(ready_fd)
@@ -207,7 +207,7 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
         ours.close()
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if not killed_by and os.WEXITSTATUS(status) == UPGRADE:
-            _execute(argv, keeper.things)
+            _execute(argv, keeper.listener, keeper.things)
         if not killed_by or keeper.stopping or not keeper.served:
             sys.exit(128 + killed_by if killed_by else os.WEXITSTATUS(status))
         log.warning("%s", line("killed", agent=keeper.agent, signal=signal.Signals(killed_by).name))
@@ -217,10 +217,11 @@ def keep(argv: list[str], ready_fd: int | None, resumed: int | None) -> Shelf:
             time.sleep(constants.HEARTBEAT_S)
 
 
-def _execute(argv: list[str], things: dict[str, Thing]) -> NoReturn:
+def _execute(argv: list[str], listener: socket.socket, things: dict[str, Thing]) -> NoReturn:
     """Become the program as it is installed now."""
     note = os.memfd_create("dsm-kept", 0)
-    os.write(note, pack(*([name, thing.note, thing.fds] for name, thing in things.items())))
+    listener.set_inheritable(True)
+    os.write(note, pack(listener.fileno(), *([name, thing.note, thing.fds] for name, thing in things.items())))
     os.lseek(note, 0, os.SEEK_SET)
     for thing in things.values():
         for fd in thing.fds:
@@ -228,10 +229,13 @@ def _execute(argv: list[str], things: dict[str, Thing]) -> NoReturn:
     os.execv(argv[0], [*argv, "--resume", str(note)])
 
 
-def _read(note: int) -> dict[str, Thing]:
+def _read(note: int) -> tuple[socket.socket, dict[str, Thing]]:
     with open(note, "rb") as file:
-        things = {name: Thing(text, fds) for name, text, fds in unpack(file.read())}
+        listening, *kept = unpack(file.read())
+    listener = socket.socket(fileno=listening)
+    listener.set_inheritable(False)
+    things = {name: Thing(text, fds) for name, text, fds in kept}
     for thing in things.values():
         for fd in thing.fds:
             os.set_inheritable(fd, False)
-    return things
+    return listener, things

@@ -50,7 +50,6 @@ class Listener:
     def __init__(self) -> None:
         self.backlog: deque[Pipe] = deque()
         self.accepted: list[Pipe] = []  # lately
-        self.open = True
 
     def fileno(self) -> int:
         return _LISTENER_FD
@@ -63,7 +62,8 @@ class Listener:
         return pipe, None
 
     def close(self) -> None:
-        self.open = False
+        for pipe in self.backlog:
+            pipe.close()
 
 
 class Host:
@@ -90,7 +90,11 @@ class Host:
         self.calls_left = 0  # of its agent, before that is killed; 0: it is not
         self.asked: set[tuple[int, int]] = set()  # by agents that were killed: pages, by region
         self.listener = Listener()
-        self.notes, self.shelf, self.retained = Notes(self.called), Shelf(self.called), Retained(self.called)
+        self.notes, self.shelf, self.retained = (
+            Notes(self.called),
+            Shelf(self.called, self.listener),
+            Retained(self.called),
+        )
         self.links = Links(cluster.network, number, cluster.peer, cluster.directory.receive)
         self.links.called = self.called
         self._begin()
@@ -113,7 +117,7 @@ class Host:
         self._inbox: dict[int, deque[Packet]] = {}
         self._control: deque[Packet] = deque()
         self._turn_at = 0  # when the next turn is, 0 if none is due
-        self.applications = Applications(cast(Agent, self), cast(Any, self.listener), False, self.notes, self.shelf)
+        self.applications = Applications(cast(Agent, self), False, self.notes, self.shelf)
         self.tenure = Tenure(1, self.world.now / 1e9, self.pager, self.applications, self.world.note, self.notes)
         self._rebuild = Rebuild(self.links, self.pager, self.applications, self._fence, self.world.note)
         self._messages: dict[type[Any], Callable[[Any], None]] = {
@@ -140,7 +144,7 @@ class Host:
         self._on.pop(fd, None)
 
     def remove_socket(self) -> None:
-        """There is no file."""
+        self.listener.close()
 
     def take_in(self, mapping: Mapping) -> bool:
         if not mapping.region.take_in(mapping):
@@ -427,8 +431,6 @@ class Host:
         self.cluster.network.gone.add(self.number)
         for region in self.pager.regions.values():
             region.close()
-        for pipe in self.listener.backlog:
-            pipe.close()
         for channel in self.cluster.network.channels_of(self.number):
             if channel.to:  # linger is 0: what has not left yet may never leave
                 channel.lose(self.world.chance.randint(0, len(channel.packets)))

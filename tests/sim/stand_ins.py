@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from nodes.keeper import Thing
 
@@ -44,8 +45,9 @@ class Notes:
 class Shelf:
     """See :class:`nodes.keeper.Shelf`."""
 
-    def __init__(self, called: Called) -> None:
+    def __init__(self, called: Called, listener: Any) -> None:
         self._called = called
+        self.listener = listener
         self.found: dict[str, Thing] = {}
         self.again = False
         self.things: dict[str, Thing] = {}
