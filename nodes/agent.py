@@ -128,7 +128,7 @@ class Agent:
             wire.MemberLeft: self._member_left,
             wire.Fenced: lambda m: self._fence(m.reason),
             wire.Destroy: self._destroy,
-            wire.Recall: lambda m: self.applications.recall(m),
+            wire.Recall: lambda m: self.applications.primitives.recall(m),
             wire.Rejoined: self._rebuild.rejoined,
             wire.Flush: self._rebuild.flush,
             wire.GoOn: self._go_on,
@@ -230,7 +230,7 @@ class Agent:
         if type(waiter) is Taking:
             waiter.came()
         else:
-            self.applications.prefetched(waiter)
+            self.applications.attachments.prefetched(waiter)
 
     def _go_on(self, m: wire.GoOn) -> None:
         self._rebuild.go_on(m)
@@ -361,7 +361,7 @@ class Agent:
         if kind in self._messages:
             self._messages[kind](message)
         elif kind in wire.ANSWERS:
-            self.applications.answered(message)
+            self.applications.ledger.answered(message)
         elif kind in self.pager.machine.messages:
             self.pager.step(message)
         else:

@@ -9,7 +9,7 @@ import signal
 import socket
 from typing import Final, NamedTuple
 
-from dsm import local, wire
+from dsm import errors, local, wire
 from dsm.codec import pack, unpack
 from nodes.memory import Mapping, RegionMemory
 from nodes.notes import NOTE_BYTES_MAX
@@ -146,3 +146,11 @@ def recall_party(note: bytes, fds: list[int]) -> Party:
     party = Party(number, pid, fds[0] if fds else -1)
     party.died = died
     return party
+
+
+def exhausted(error: OSError) -> errors.NodeExhausted:
+    """What to tell an application where there are no descriptors, or no memory, for it."""
+    return errors.NodeExhausted(
+        f"the node agent cannot serve one more application or region ({error.strerror}): raise its `ulimit -n`, "
+        "or detach from regions that are no longer used"
+    )

@@ -71,7 +71,7 @@ class Rebuild:
         self._awaited = None
         self._flushed = self._reported = False
         self._pager.freeze()
-        self._applications.heard = 0  # of answers in the conversation that begins
+        self._applications.ledger.heard = 0  # of answers in the conversation that begins
         self._links.rejoin()
 
     def rejoined(self, m: wire.Rejoined) -> None:
@@ -85,7 +85,7 @@ class Rebuild:
             return
         self._epoch = m.epoch
         self._came.clear()
-        tickets = self._applications.awaited([] if anew else again)
+        tickets = self._applications.ledger.awaited([] if anew else again)
         self._links.say_again(again)
         self._links.send(wire.DIRECTORY, wire.Awaited(struct.pack(f"<{len(tickets)}I", *tickets)))
 

@@ -44,7 +44,7 @@ class Tenure:
 
     def heartbeat(self, now: float) -> wire.Heartbeat:
         """What to tell the directory now."""
-        return wire.Heartbeat(self._applications.processes(), self._lease.beat(now), self._applications.heard)
+        return wire.Heartbeat(self._applications.processes(), self._lease.beat(now), self._applications.ledger.heard)
 
     def left_s(self, now: float) -> float:
         """How long the lease still runs."""
@@ -56,7 +56,7 @@ class Tenure:
             self.suspended = True
             self._tell(line("suspended", reason="no word of the directory for a lease: applications wait"))
             self._pager.suspend()
-            self._applications.suspend()
+            self._applications.primitives.suspend()
 
     def renewed(self, m: wire.Lease, now: float) -> None:
         """The directory counts this node as a member, as of a heartbeat."""
@@ -65,7 +65,7 @@ class Tenure:
             self.suspended = False
             self._tell(line("resumed", reason="the directory is there again, and counts this node as a member"))
             self._pager.resume()
-            self._applications.resume()
+            self._applications.primitives.resume()
             held_back, self._held_back = self._held_back, []
             for call in held_back:
                 call()

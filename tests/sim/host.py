@@ -131,7 +131,7 @@ class Host:
             wire.Revive: self._revive,
             wire.Drained: lambda _: self._drained(),
             wire.Destroy: self._destroy,
-            wire.Recall: lambda m: self.applications.recall(m),
+            wire.Recall: lambda m: self.applications.primitives.recall(m),
         }
 
     # -- as the agent --------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ class Host:
         elif kind in self._messages:
             self._messages[kind](message)
         elif kind in wire.ANSWERS:
-            self.applications.answered(message)
+            self.applications.ledger.answered(message)
         else:
             self.pager.step(message)
 
@@ -384,7 +384,7 @@ class Host:
         if type(waiter) is Taking:
             waiter.came()
         else:
-            self.applications.prefetched(waiter)
+            self.applications.attachments.prefetched(waiter)
 
     def _take(self, m: wire.Take) -> None:
         if m.region not in self.pager.regions:

@@ -81,9 +81,9 @@ def busy_on_node(pager: Pager, applications: Any) -> list[str]:
         for what in ("asks", "waiters", "held", "deferred", "prefetches"):
             if getattr(region, what):
                 found.append(f"region {number}: {what} {getattr(region, what)}")
-    found += [f"lock {name!r} is held" for name, lock in applications._locks._locks.items() if lock.held]
-    if applications._tickets:
-        found.append(f"tickets {sorted(applications._tickets)}")
+    found += [f"lock {name!r} is held" for name, lock in applications.primitives._locks._locks.items() if lock.held]
+    if applications.ledger._tickets:
+        found.append(f"tickets {sorted(applications.ledger._tickets)}")
     if applications._connections or applications._silent:
         found.append(f"{len(applications._connections)} connections, {len(applications._silent)} silent ones")
     return found

@@ -17,8 +17,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import nodes.applications
+import nodes.attachments
 import nodes.connections
+import nodes.ledger
 import nodes.memory
+import nodes.primitives
 from dsm import memory, uffd, wire
 from dsm.constants import PAGE_BYTES
 
@@ -491,7 +494,11 @@ class Kernel:
             (nodes.connections, "signal", signals),
             (nodes.connections, "local", packets),
             (nodes.applications, "time", clock),
-            (nodes.applications, "open_device", lambda: None),
+            (nodes.attachments, "os", descriptors),
+            (nodes.attachments, "open_device", lambda: None),
+            (nodes.ledger, "local", packets),
+            (nodes.ledger, "time", clock),
+            (nodes.primitives, "os", descriptors),
         ]
         before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
         try:

@@ -29,8 +29,8 @@ from dsm.constants import LEASE_S, PAGE_BYTES
 from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
-from nodes.applications import Applications
 from nodes.connections import Connection
+from nodes.ledger import Ledger
 from nodes.locks import Locks
 from nodes.memory import RegionMemory
 from nodes.outgoing import Said
@@ -429,15 +429,15 @@ def note_no_question(patch: pytest.MonkeyPatch) -> None:
 
 def answer_before_noting(patch: pytest.MonkeyPatch) -> None:
     """An application goes on with what no other agent would know of."""
-    commit = Applications._commit
+    commit = Ledger.commit
 
-    def hasty(self: Applications) -> None:
+    def hasty(self: Ledger) -> None:
         replies, self._replies = self._replies, []
         for connection, packet in replies:
             self._send(connection, packet)
         commit(self)
 
-    patch.setattr(Applications, "_commit", hasty)
+    patch.setattr(Ledger, "commit", hasty)
 
 
 def keep_locks_that_were_taken_back(patch: pytest.MonkeyPatch) -> None:
