@@ -304,6 +304,7 @@ class Agent:
     def _heartbeat(self, now: float) -> None:
         self.links.send_to_shards(self._tenure.heartbeat(now))
         self._tenure.look(now)
+        self._shelf.beat(now + self._tenure.left_s(now))
         self.applications.look_after(now)
         self.links.look_after()
         if self._exit_when_idle and not self.applications.any_came and now - self.started_s > _UNUSED_S:

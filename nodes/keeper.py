@@ -1,5 +1,6 @@
 """The keeper of a node: the process that started it. It has nothing to do but to hold what must outlive an agent, and
-to start another one when the agent is killed.
+to start another one when the agent is killed. An agent that has hung, or was stopped, it kills: that one would neither
+serve the applications nor hide the pages from them when the lease is over.
 
 It holds descriptors: the memory files of regions, duplicates of the applications' userfaultfds (so that their mappings
 stay registered, and faults that were told to the dead agent are told again), their connections, the sockets that
@@ -12,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +32,13 @@ log = logging.getLogger("dsm.node")
 
 UPGRADE: Final = 75
 """Exit code of an agent that is to be replaced by one of the program as it is installed now."""
+_HUNG_BEATS: Final = 6
+_HUNG_BEATS_AT_LEASE_END: Final = 2
+"""So often has the keeper, which was there itself, waited for a heartbeat when it gives the agent up. Another one has
+to be there before the lease is over; when it is over already, the applications have to be ended before the directory
+gives the node up (LEASE_MARGIN_S)."""
+_PULSE: Final = struct.Struct("=Qd")
+"""How many heartbeats there were, and when the lease is over (monotonic clock)."""
 _STOPPED: Final = (signal.SIGTERM, signal.SIGINT)
 _FDS_MAX: Final = 8
 _PACKET_BYTES: Final = 64 << 10
@@ -61,13 +71,20 @@ class Shelf(Protocol):
     def settled(self) -> None:
         """This agent has taken over."""
 
+    def beat(self, lease: float) -> None:
+        """This agent is alive, and its lease is over then. To be called with every heartbeat, once there was one."""
+
 
 class _Shelf:
-    def __init__(self, listener: socket.socket, found: dict[str, Thing], again: bool, keeper: socket.socket) -> None:
+    def __init__(
+        self, listener: socket.socket, found: dict[str, Thing], again: bool, keeper: socket.socket, pulse: mmap.mmap
+    ) -> None:
         self.listener = listener
         self.found = found
         self.again = again
         self._keeper = keeper
+        self._pulse = pulse
+        self._beats = 0
 
     def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
         self._say(["put", name, note], fds)
@@ -77,11 +94,17 @@ class _Shelf:
 
     def clear(self) -> None:
         self.found = {}
+        self._beats = 0
+        _PULSE.pack_into(self._pulse, 0, 0, 0.0)  # it takes as long as it takes to join again
         self._say(["clear", "", b""], ())
 
     def settled(self) -> None:
         self.found = {}
         self._say(["settled", "", b""], ())
+
+    def beat(self, lease: float) -> None:
+        self._beats += 1
+        _PULSE.pack_into(self._pulse, 0, self._beats, lease)
 
     def _say(self, words: list[object], fds: Sequence[int]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the keeper has been killed, and takes this process along
@@ -93,6 +116,9 @@ class _Keeper:
         self.listener = listener
         self.things = things
         self.agent = 0
+        self.pulse = mmap.mmap(-1, mmap.PAGESIZE)  # of the agent, which writes to it
+        self._beats = self._missed = 0
+        self._next_look_s = 0.0
         self.stopping = False
         self.served = served  # an agent was a member
         self.settled_s = time.monotonic() if things else math.inf  # when there last was an agent; there is one
@@ -142,8 +168,10 @@ class _Keeper:
         poll.register(pidfd, select.POLLIN)
         try:
             while True:
-                left_s = self.settled_s + constants.LEASE_S - time.monotonic()
-                ready = poll.poll(None if left_s == math.inf else max(0.0, left_s) * 1000)
+                now = time.monotonic()
+                left_s = self.settled_s + constants.LEASE_S - now
+                ready = poll.poll(max(0.0, min(left_s, self._next_look_s - now)) * 1000)
+                self._look()
                 if not ready and left_s <= 0:  # the applications must not go on without anybody for longer
                     log.critical("%s", line("ended", reason="no agent could take over for the length of a lease"))
                     self.end()
@@ -158,6 +186,25 @@ class _Keeper:
                     return os.waitpid(self.agent, 0)[1]
         finally:
             os.close(pidfd)
+
+    def expect_nothing(self) -> None:
+        """The agent is not a member yet, or no longer."""
+        _PULSE.pack_into(self.pulse, 0, 0, 0.0)
+
+    def _look(self) -> None:
+        """Is the agent alive? Only time counts in which this process was running, too: a host that stops as a whole is
+        no reason to kill it."""
+        now = time.monotonic()
+        if now < self._next_look_s:
+            return
+        self._next_look_s = now + constants.HEARTBEAT_S
+        beats, lease = _PULSE.unpack_from(self.pulse)
+        self._missed = self._missed + 1 if beats == self._beats else 0
+        self._beats = beats
+        if beats and self._missed >= (_HUNG_BEATS if now < lease else _HUNG_BEATS_AT_LEASE_END):
+            log.critical("%s", line("hung", agent=self.agent, heartbeats_missed=self._missed))
+            self.expect_nothing()
+            os.kill(self.agent, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill the applications: nobody keeps their memory coherent any more."""
@@ -190,13 +237,14 @@ def keep(argv: list[str], listen: Callable[[], socket.socket], ready_fd: int | N
         signal.signal(number, keeper.stop)
     while True:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keeper.expect_nothing()
         keeper.agent = os.fork()
         if not keeper.agent:
             ours.close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the keeper says when to stop
             memory.die_with_parent(signal.SIGKILL)
-            return _Shelf(keeper.listener, keeper.things, keeper.served, theirs)
+            return _Shelf(keeper.listener, keeper.things, keeper.served, theirs, keeper.pulse)
         theirs.close()
         if ready_fd is not None:
             os.close(ready_fd)

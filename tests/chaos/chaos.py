@@ -279,12 +279,19 @@ class Chaos:
         self._later(seconds, f"node {number} goes on", go_on)
 
     def kill_agent(self) -> None:
-        number = self.chance.choice(list(self.nodes))
-        for pid in self.nodes[number].children:
-            self._count("agent killed")
-            self.tell(f"the agent of node {number} is killed")
+        self._end_agent("killed", signal.SIGKILL)
+
+    def stop_agent(self) -> None:
+        """For good: its keeper kills it, and starts another one."""
+        self._end_agent("stopped", signal.SIGSTOP)
+
+    def _end_agent(self, how: str, number: int) -> None:
+        node = self.chance.choice(list(self.nodes))
+        for pid in self.nodes[node].children:
+            self._count(f"agent {how}")
+            self.tell(f"the agent of node {node} is {how}")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     def _of_node(self, number: int, what: int) -> None:
         for worker in self.workers:
@@ -466,7 +473,7 @@ def _excused(said: str) -> bool:
 
 def _faults(chaos: Chaos) -> list[Callable[[], None]]:
     faults = [chaos.kill_worker] * 3 + [chaos.stop_worker, chaos.stop_directory, chaos.stop_node, chaos.kill_host]
-    faults += [chaos.kill_directory] * 3 + [chaos.kill_agent] * 3 + [chaos.cut_off] * 2
+    faults += [chaos.kill_directory] * 3 + [chaos.kill_agent] * 3 + [chaos.stop_agent] + [chaos.cut_off] * 2
     if chaos.hosts.can_be_slow():
         faults.append(chaos.slow_down)
     else:

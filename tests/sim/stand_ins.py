@@ -66,6 +66,9 @@ class Shelf:
     def settled(self) -> None:
         """Nobody waits for it."""
 
+    def beat(self, lease: float) -> None:
+        """Nobody listens."""
+
 
 class Retained:
     """See :class:`nodes.retained.Retained`: everything is kept until all was found again."""

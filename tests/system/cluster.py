@@ -69,6 +69,11 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def worker(pid: int) -> int:
     """The process that does the work of a service: of a node the agent, which is the child of its keeper."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -299,15 +304,17 @@ class Cluster:
 
     @contextlib.contextmanager
     def stopped(self, node: int) -> Iterator[None]:
-        """Nothing that needs this agent is answered meanwhile. Shorter than a lease, or it is no member any more."""
-        pid = self.agent(node)
-        os.kill(pid, signal.SIGSTOP)
+        """Nothing that needs this node is answered meanwhile. Shorter than a lease, or it is no member any more."""
+        pids = self.nodes[node].process.pid, self.agent(node)  # the keeper would put another agent in the place of one
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         try:
-            until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+            until(lambda: all(is_stopped(pid) for pid in pids), "the stop")
             yield
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
-                os.kill(pid, signal.SIGCONT)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+                    os.kill(pid, signal.SIGCONT)
 
     def services(self) -> list[launch.Service]:
         """The nodes, then the directory."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from application import hear, say
-from cluster import Cluster, until, worker
+from cluster import Cluster, until
 
 import dsm
 from dsm import asking, launch, wire
@@ -71,11 +71,8 @@ def test_a_node_that_was_given_up_comes_back_as_another(cluster: Cluster) -> Non
     app = cluster.start(read_and_write, "shared", 0, node=2)
     app.hear()
     before = members(cluster)
-    os.kill(worker(node.process.pid), signal.SIGSTOP)
-    try:
+    with cluster.stopped(2):
         until(lambda: len(members(cluster)) == 2, "the end of its lease")
-    finally:
-        os.kill(worker(node.process.pid), signal.SIGCONT)
     assert app.wait() == -signal.SIGKILL  # what it had written is nowhere any more
     until(lambda: "standalone" in members(cluster), "its return")
     assert members(cluster)["standalone"] > before["standalone"]

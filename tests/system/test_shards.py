@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from application import hear, say
-from cluster import LIMIT_S, TREE, Cluster, until
+from cluster import LIMIT_S, TREE, Cluster, is_stopped, until
 
 import dsm
 from dsm import asking, errors, launch, wire
@@ -107,7 +107,7 @@ def test_faults_wait_for_the_shard_of_their_page_and_for_no_other(sharded: Clust
     pid = sharded.shards[0].process.pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+        until(lambda: is_stopped(pid), "the stop")
         second.tell(IN_SECOND)
         first.tell(IN_FIRST + 1)
         assert first.hear() == IN_FIRST + 1

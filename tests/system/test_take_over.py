@@ -86,6 +86,41 @@ def test_nothing_is_lost_while_agents_are_replaced_again_and_again(cluster: Clus
     assert cluster.run(totals) == [sum(done), sum(done), *done, *done, *done]
 
 
+def test_an_agent_that_is_stopped_is_replaced_before_its_lease_is_over(cluster: Cluster) -> None:
+    """It would not hide its pages from those who could still read them when others write."""
+    apps = [cluster.start(work, rank, node=rank % 2) for rank in range(4)]
+    for app in apps:
+        app.hear()
+    before = cluster.agent(0)
+    os.kill(before, signal.SIGSTOP)
+    goes_on(cluster, 0, before)
+    time.sleep(PAUSE_S)
+    for app in apps:
+        app.tell()
+    done = [app.result()["done"] for app in apps]
+    assert cluster.run(totals) == [sum(done), sum(done), *done, *done, *done]
+    assert "event=hung" in cluster.logs()
+
+
+def test_an_agent_that_is_stopped_while_its_lease_is_over_takes_its_applications_along(cluster: Cluster) -> None:
+    with (cluster.home / "standalone.log").open("ab") as log:
+        cluster.nodes.append(
+            launch.start_node(
+                cluster.directory.address, socket=cluster.path(2), name="standalone", with_parent=False, stderr=log
+            )
+        )
+    app = cluster.start(work, 0, node=2)
+    app.hear()
+    os.kill(cluster.directory.process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: cluster.logs().count("event=suspended") == 3, "the nodes to hide their pages")
+        os.kill(cluster.agent(2), signal.SIGSTOP)
+        assert app.wait() == -signal.SIGKILL
+    finally:
+        os.kill(cluster.directory.process.pid, signal.SIGCONT)
+    until(lambda: "event=rejoined" in cluster.logs(), "another membership")
+
+
 def holds_and_waits(first: bool) -> Any:
     """The first holds what the second waits for."""
     lock, event, counter = dsm.Lock("held"), dsm.Event("set"), dsm.Counter("count")
