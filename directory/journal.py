@@ -9,16 +9,18 @@ The snapshot is a pickle: of use to the same version of dsm only, and as trusted
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from directory.cluster import Cluster
 from dsm import wire
 from dsm.constants import PROTOCOL_VERSION
-from dsm.errors import InvalidArgument
+from dsm.errors import DsmError, InvalidArgument
 
 _FORMAT: Final = 1
 """Of the snapshot."""
@@ -50,7 +52,9 @@ class Journal:
 
     def begin(self, cluster: Cluster, now: float) -> None:
         """Let a new ``cluster`` know what was noted here, and begin again with that."""
-        found = self._file.execute("SELECT format, protocol, data FROM snapshot").fetchone()
+        with self._saying("read"):
+            found = self._file.execute("SELECT format, protocol, data FROM snapshot").fetchone()
+            events = self._file.execute("SELECT node, session, message FROM events ORDER BY number").fetchall()
         if found is not None:
             *version, data = found
             if version != [_FORMAT, PROTOCOL_VERSION]:
@@ -59,9 +63,7 @@ class Journal:
                     "and start the directory with a new file"
                 )
             cluster.recall(pickle.loads(data), now)
-            for node, session, message in self._file.execute(
-                "SELECT node, session, message FROM events ORDER BY number"
-            ):
+            for node, session, message in events:
                 cluster.again((node, session, wire.decode(message)), now)
             cluster.begin_again(secrets.randbits(32), now)
         cluster.events.clear()
@@ -77,22 +79,35 @@ class Journal:
             return
         rows = [(node, session, wire.encode(message)) for node, session, message in events]
         insert = "INSERT INTO events (node, session, message) VALUES (?, ?, ?)"
-        if len(rows) == 1:
-            self._file.execute(insert, rows[0])
-        else:
-            self._file.execute("BEGIN")
-            self._file.executemany(insert, rows)
-            self._file.execute("COMMIT")
+        with self._saying("write"):
+            if len(rows) == 1:
+                self._file.execute(insert, rows[0])
+            else:
+                self._file.execute("BEGIN")
+                self._file.executemany(insert, rows)
+                self._file.execute("COMMIT")
 
     def _take(self) -> None:
         """A snapshot takes the place of all that was there."""
         data = pickle.dumps(self._cluster.remembered())
-        self._file.execute("BEGIN")
-        self._file.execute("DELETE FROM snapshot")
-        self._file.execute("DELETE FROM events")
-        self._file.execute("INSERT INTO snapshot VALUES (?, ?, ?)", (_FORMAT, PROTOCOL_VERSION, data))
-        self._file.execute("COMMIT")
+        with self._saying("write"):
+            self._file.execute("BEGIN")
+            self._file.execute("DELETE FROM snapshot")
+            self._file.execute("DELETE FROM events")
+            self._file.execute("INSERT INTO snapshot VALUES (?, ?, ?)", (_FORMAT, PROTOCOL_VERSION, data))
+            self._file.execute("COMMIT")
         self._events = 0
+
+    @contextlib.contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """A directory that cannot write down what it knows must not go on: nobody has been told of it yet."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise DsmError(
+                f"cannot {what} the directory's state in {self._path} ({error}): the nodes wait; make room on that "
+                "disk, or mend it, and start the directory again with the same file"
+            ) from error
 
     def close(self) -> None:
         """The file is free for another directory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import InvalidArgument, RegionTooLarge
@@ -48,3 +48,13 @@ def split(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
         end = min(stop, (start // step + 1) * step)
         yield start, end
         start = end
+
+
+def joined(runs: Iterable[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Runs ``(start, stop, node)``, in order: those that touch, of one node, as one."""
+    together: list[tuple[int, int, str]] = []
+    for start, stop, node in sorted(runs):
+        if together and together[-1][1:] == (start, node):
+            start = together.pop()[0]
+        together.append((start, stop, node))
+    return together

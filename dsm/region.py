@@ -192,7 +192,7 @@ class Region:
             answer = self._mapping.connection.ask(question, wire.Answer).value
             found += [(start * size, min(stop * size, self.size), node) for start, stop, node in answer["lost"]]
             at = answer["until"]
-        return found
+        return geometry.joined(found)
 
     def reset(self, start: int = 0, stop: int | None = None) -> None:
         """Make zeros of what is lost of bytes ``[start, stop)``, for everyone. Pages that are not lost stay as they

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from dsm import constants, daemon, local, memory, uffd, wire
+from dsm import constants, daemon, launch, local, memory, uffd, wire
 from dsm.errors import DsmError, Fenced, NodeUnreachable, UserfaultfdUnavailable, from_wire
 from dsm.logline import line
 from dsm.trace import HELP, Trace
@@ -150,7 +150,7 @@ def _command() -> list[str]:
         while option in arguments:
             at = arguments.index(option)
             del arguments[at : at + 2]
-    return [sys.executable, "-P", "-m", "nodes", *arguments]
+    return [*launch.program("nodes")[0], *arguments]
 
 
 def _upgrade(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from dsm import wire
 from dsm.errors import Violation
-from dsm.geometry import pages_per_extent, split
+from dsm.geometry import joined, pages_per_extent, split
 from dsm.pagetable import PageTable
 from dsm.story import Story
 from dsm.wire import (
@@ -286,8 +286,8 @@ class NodeMachine:
 
     def lost(self, number: int, start: int, stop: int) -> tuple[int, int, str] | None:
         """The first run of pages in ``[start, stop)`` that this node knows to be lost, and with which node."""
-        found = [(max(a, start), min(b, stop), node) for a, b, node in self._regions[number].lost]
-        return min((run for run in found if run[0] < run[1]), default=None)
+        known = [(max(a, start), min(b, stop), node) for a, b, node in self._regions[number].lost]
+        return next(iter(joined(run for run in known if run[0] < run[1])), None)
 
     def evict(self, number: int, start: int, stop: int) -> list[Effect]:
         """Give clean copies back. A page stays if it is exclusive, asked for, or the last copy."""

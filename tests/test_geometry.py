@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dsm.constants import EXTENT_BYTES, FRAME_BYTES, PAGE_BYTES, REGION_BYTES_MAX
 from dsm.errors import InvalidArgument, RegionTooLarge
-from dsm.geometry import check_size, pages_in, pages_per_extent, pages_per_frame, shard_of, split
+from dsm.geometry import check_size, joined, pages_in, pages_per_extent, pages_per_frame, shard_of, split
 
 PAGE_SIZES = st.integers(1, EXTENT_BYTES // PAGE_BYTES).map(lambda pages: pages * PAGE_BYTES)
 SIZES = st.integers(1, REGION_BYTES_MAX)
@@ -116,3 +116,9 @@ def test_split_covers_the_range_and_cuts_exactly_at_the_multiples(start: int, co
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (512, 512), (7, 7), (9, 3)])
 def test_an_empty_range_has_no_pieces(start: int, stop: int) -> None:
     assert list(split(start, stop, 512)) == []
+
+
+def test_runs_that_touch_are_one_if_one_node_had_them() -> None:
+    runs = [(8, 9, "b"), (0, 1, "a"), (1, 4, "a"), (4, 5, "b"), (6, 7, "b"), (5, 6, "b")]
+    assert joined(runs) == [(0, 4, "a"), (4, 7, "b"), (8, 9, "b")]
+    assert joined([]) == []
