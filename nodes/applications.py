@@ -232,13 +232,15 @@ class Applications:
             if name.startswith("connection "):
                 slot = int(name.split()[1])
                 self._recall(slot, thing, found.get(f"{MAPPED}{slot}"))
+        connections = {f"{MAPPED}{connection.slot}": connection for connection in self._connections}
         # A mapping without its connection: the keeper had no descriptor left for that.
-        known = {f"{MAPPED}{connection.slot}" for connection in self._connections}
-        end_applications({name: found[name] for name in found if name.startswith(MAPPED) and name not in known})
-        used = {connection.mapping.uffd.fileno() for connection in self._connections if connection.mapping is not None}
+        end_applications({name: found[name] for name in found if name not in connections})
         for name, thing in found.items():
             if name.startswith(MAPPED):
-                local.close_all([fd for fd in thing.fds if fd not in used])
+                mapping = connections[name].mapping if name in connections else None
+                local.close_all([fd for fd in thing.fds if mapping is None or fd != mapping.uffd.fileno()])
+                if mapping is None:  # it was about to be dropped, or is to be put there once more
+                    self._shelf.drop(name)
         for connection in list(self._connections):
             self._watch(connection)
         self.ledger.commit()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import nodes.applications
 import nodes.attachments
 import nodes.connections
+import nodes.keeper
 import nodes.ledger
 import nodes.memory
 import nodes.primitives
@@ -443,6 +444,9 @@ class Kernel:
         process = self.processes[pidfd]
         if not process.alive:
             raise ProcessLookupError
+        host = process.host
+        if host.trusted and host.serving and not host.end_applications:
+            raise SimulationError(f"{host.number}: the agent of a member ends {process.name} pid {process.pid}")
         self.world.after(self.world.spread(2 * US, 100 * US), process.kill, "the agent")
 
     def close_any(self, fd: int) -> None:
@@ -496,6 +500,7 @@ class Kernel:
             (nodes.applications, "time", clock),
             (nodes.attachments, "os", descriptors),
             (nodes.attachments, "open_device", lambda: None),
+            (nodes.keeper, "signal", signals),
             (nodes.ledger, "local", packets),
             (nodes.ledger, "time", clock),
             (nodes.primitives, "os", descriptors),
