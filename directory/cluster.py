@@ -386,9 +386,13 @@ class Cluster(Members):
 
     def _knows(self, node: Node, ticket: int) -> bool:
         """Was this asked before? Then it waits, or there is an answer."""
-        if ticket in self._unheard[node.number] or any(answer[0] == ticket for answer in node.answers):
+        if ticket in self._unheard[node.number] or self._has_answered(node, ticket):
             return True
         return self._sync.waits(node.number, ticket)
+
+    def _has_answered(self, node: Node, ticket: int) -> bool:
+        """In the conversation of now: what is said again first may have been what the question has waited for."""
+        return any(answer[0] == ticket for answer in node.answers)
 
     def _uncounted(self, node: Node, m: wire.Message, now: float) -> Outgoing:
         self.events.append((node.number, _UNCOUNTED, m))
@@ -421,7 +425,8 @@ class Cluster(Members):
         for ticket in _tickets(m):
             if ticket in known:
                 out.append((node.identity, known[ticket]))
-            elif not self._sync.waits(node.number, ticket):  # a question that changes nothing
+            elif not self._has_answered(node, ticket) and not self._sync.waits(node.number, ticket):
+                # A question that changes nothing.
                 out.append((node.identity, wire.failure(ticket, errors.DirectoryUnreachable(_RESTARTED))))
         return out + self._to_members(self._sync.recall_again(node.number)) + self._go_on()
 

@@ -133,7 +133,7 @@ class Faults:
         if len(self._cluster.hosts) > _REBUILT_MAX or host.leaves:
             return
         self._count("killed agent", host)
-        host.kill_agent(self._chance.randint(1, 100))
+        host.kill_agent(self._chance.randint(1, 100), self._chance.random() < 0.3)
         self._open += 1
         self._wait_for_an_agent(host)
         if self._chance.random() < 0.3:

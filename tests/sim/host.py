@@ -88,11 +88,12 @@ class Host:
         self.runnable: dict[Thread, None] = {}
         self.stopped_until = 0
         self.calls_left = 0  # of its agent, before that is killed; 0: it is not
+        self._killed_keeping = False
         self.asked: set[tuple[int, int]] = set()  # by agents that were killed: pages, by region
         self.listener = Listener()
         self.notes, self.shelf, self.retained = (
             Notes(self.called),
-            Shelf(self.called, self.listener),
+            Shelf(self.keeps, self.listener),
             Retained(self.called),
         )
         self.links = Links(cluster.network, number, cluster.peer, cluster.directory.receive)
@@ -163,9 +164,11 @@ class Host:
 
     # -- another agent in the place of one that was killed ---------------------------------------------------
 
-    def kill_agent(self, calls: int) -> None:
-        """The agent will be killed when it has done so many things that others can see."""
+    def kill_agent(self, calls: int, keeping: bool = False) -> None:
+        """The agent will be killed when it has done so many things that others can see; ``keeping``: or as soon as it
+        says something to its keeper."""
         self.calls_left = calls if self.serving else 0
+        self._killed_keeping = keeping
 
     def called(self) -> None:
         """The agent does something that others can see. Raises if it is killed before that."""
@@ -173,6 +176,12 @@ class Host:
             self.calls_left -= 1
             if not self.calls_left:
                 raise AgentKilled
+
+    def keeps(self) -> None:
+        """The agent says something to its keeper."""
+        if self.calls_left and self._killed_keeping:
+            self.calls_left = 1
+        self.called()
 
     def replace_agent(self) -> None:
         """The agent was killed: another one is forked, and goes on with what the keeper has."""

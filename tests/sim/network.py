@@ -257,17 +257,19 @@ class Links:
         self.called = called
         self.anew = anew
         self.dead = False  # the connection to the directory; nobody has noticed
-        self._last_words: Channel | None = None  # of the directory that was killed
+        self._last_words: list[Channel] = []  # of the directory that was killed, perhaps more than once
 
     def directory_died(self, last_words: Channel | None) -> None:
         """It was killed: what is sent to it is lost."""
         self.dead = True
-        self._last_words = last_words
+        if last_words is not None:
+            self._last_words.append(last_words)
 
     def hang_up(self) -> None:
         """That is noticed: nothing comes from it any more."""
-        if self._last_words is not None:
-            self._last_words.packets.clear()
+        for channel in self._last_words:
+            channel.packets.clear()
+        self._last_words.clear()
 
     def rejoin(self) -> None:
         self.dead = False

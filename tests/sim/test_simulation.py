@@ -29,7 +29,9 @@ from dsm.constants import LEASE_S, PAGE_BYTES
 from dsm.session import Session
 from dsm.uffd import Outcome, Userfaultfd
 from nodes import effects
+from nodes.applications import Applications
 from nodes.connections import Connection
+from nodes.keeper import MAPPED, Thing
 from nodes.ledger import Ledger
 from nodes.locks import Locks
 from nodes.memory import RegionMemory
@@ -440,6 +442,32 @@ def answer_before_noting(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "commit", hasty)
 
 
+def leave_mappings_with_the_keeper(patch: pytest.MonkeyPatch) -> None:
+    """As it was: what the agent before this one was about to drop stays with the keeper, without its connection."""
+    drop, take_over = stand_ins.Shelf.drop, Applications.take_over
+    taking_over: list[bool] = []
+
+    def forgetful(self: stand_ins.Shelf, name: str) -> None:
+        if not (taking_over and name.startswith(MAPPED)):
+            drop(self, name)
+
+    def slack(self: Applications, found: dict[str, Thing]) -> None:
+        taking_over.append(True)
+        try:
+            take_over(self, found)
+        finally:
+            taking_over.pop()
+
+    patch.setattr(stand_ins.Shelf, "drop", forgetful)
+    patch.setattr(Applications, "take_over", slack)
+
+
+def answer_twice(patch: pytest.MonkeyPatch) -> None:
+    """As it was: a question that is answered while a node says again what the directory had not heard has another
+    answer after that, which counts if both are lost."""
+    patch.setattr(Cluster, "_has_answered", lambda self, node, ticket: False)
+
+
 def keep_locks_that_were_taken_back(patch: pytest.MonkeyPatch) -> None:
     """As it was: an agent that has just begun keeps locks that nobody holds, which the directory does not know."""
     give_up = Locks.give_up
@@ -497,7 +525,9 @@ BUGS_OF_KILLS: list[tuple[Break, int]] = [  # with a seed from which on it does 
     (note_no_question, 0),
     (answer_before_noting, 300),
     (keep_locks_that_were_taken_back, 280),
-    (let_store_to_a_part_of_a_page, 2800),
+    (let_store_to_a_part_of_a_page, 2000),
+    (answer_twice, 5700),
+    (leave_mappings_with_the_keeper, 115),
 ]
 BUGS_OF_A_TAKEOVER: list[tuple[Break, str]] = [
     (tell_before_all_has_come, "SIGBUS"),
