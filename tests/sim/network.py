@@ -130,6 +130,7 @@ class Network:
         self.gone: set[int] = set()  # hosts that nothing reaches any more; what is sent to them waits at the sender
         self._delays = (delays[0] * US, delays[1] * US)
         self._channels: dict[tuple[int, int, bool], Channel] = {}
+        self._orphaned: list[Channel] = []  # their sender was killed
         self._cuts: dict[int, Callable[[int, int], bool]] = {}
         self._slow: dict[frozenset[int], int] = {}
         self._last_cut = 0
@@ -154,6 +155,9 @@ class Network:
             if channel is not None:
                 channel.ended = True
                 channel.packets.clear()
+        for channel in self._orphaned:  # a receiver that is another process now has another connection
+            if (channel.source, channel.to) == (source, to):
+                channel.packets.clear()
 
     def leave_on_its_way(self, source: int, to: int) -> Channel | None:
         """The sender has died: some of what is under way arrives still, and nothing else on this connection."""
@@ -172,6 +176,7 @@ class Network:
             if channel.source == node:
                 del self._channels[key]
                 channel.lose(self.world.chance.randint(0, len(channel.packets)))
+                self._orphaned.append(channel)
             elif channel.to == node:
                 channel.break_off()
                 channel.ended = True
