@@ -63,7 +63,9 @@ class Watch:
 
     def _read_off(self, now: tuple[int, int, int]) -> None:
         outside, computed, queued = (n - b - i for n, b, i in zip(now, self._begin, self._inside, strict=True))
-        fault = max(outside - computed - queued, 0)  # three clocks, which do not tick together
+        asleep_or_queued = max(outside - computed, 0)
+        queued = min(queued, asleep_or_queued)  # this clock lags by a tick of the kernel, the others do not
+        fault = asleep_or_queued - queued
         self.took = {
             "all": now[0] - self._begin[0], "compute": computed, "fault": fault, "processor": queued, **self._waits
         }  # fmt: skip
