@@ -293,13 +293,12 @@ class Applications:
     # -- questions ---------------------------------------------------------------------------------------
 
     def _query(self, connection: Connection, m: wire.Query, _: list[int]) -> None:
-        if m.what == "here":
+        if m.what in ("here", "upgrade"):
             self.ledger.reply(connection, wire.Answer(0, {"pid": os.getpid(), "name": self._agent.name}))
+            if m.what == "upgrade":
+                self._agent.step_aside()
         elif m.what == "drain":
             self._drain(connection)
-        elif m.what == "upgrade":
-            self.ledger.reply(connection, wire.Answer(0, {"pid": os.getpid(), "name": self._agent.name}))
-            self._agent.step_aside()
         else:
             self.ledger.ask(connection, m)
 
@@ -309,7 +308,7 @@ class Applications:
         elif question.what == "status":
             self._status(connection, question, answer)
         else:
-            self.ledger.succeeded(connection, question, answer)
+            self.ledger.forward(connection, question, answer)
 
     def _drain(self, connection: Connection) -> None:
         """Leave, if nobody needs this node any more; whoever asked waits for the end of the connection."""
@@ -326,11 +325,11 @@ class Applications:
         if type(answer) is wire.Answer and m.region in self._agent.pager.regions:
             story = {"name": self._agent.name, **self._agent.pager.machine.story_of(m.region, m.start)}
             answer = wire.Answer(0, {**answer.value, "node": story})
-        self.ledger.succeeded(connection, m, answer)
+        self.ledger.forward(connection, m, answer)
 
     def _status(self, connection: Connection, question: wire.Query, m: Any) -> None:
         if type(m) is not wire.Answer:
-            self.ledger.succeeded(connection, question, m)
+            self.ledger.forward(connection, question, m)
             return
         agent = self._agent
         applications = self.processes(besides=connection)

@@ -84,7 +84,6 @@ class _Shelf:
         self.again = again
         self._keeper = keeper
         self._pulse = pulse
-        self._beats = 0
 
     def put(self, name: str, note: bytes, fds: Sequence[int]) -> None:
         self._say(["put", name, note], fds)
@@ -94,8 +93,6 @@ class _Shelf:
 
     def clear(self) -> None:
         self.found = {}
-        self._beats = 0
-        _PULSE.pack_into(self._pulse, 0, 0, 0.0)  # it takes as long as it takes to join again
         self._say(["clear", "", b""], ())
 
     def settled(self) -> None:
@@ -103,8 +100,8 @@ class _Shelf:
         self._say(["settled", "", b""], ())
 
     def beat(self, lease: float) -> None:
-        self._beats += 1
-        _PULSE.pack_into(self._pulse, 0, self._beats, lease)
+        beats, _ = _PULSE.unpack_from(self._pulse)
+        _PULSE.pack_into(self._pulse, 0, beats + 1, lease)
 
     def _say(self, words: list[object], fds: Sequence[int]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the keeper has been killed, and takes this process along
@@ -147,6 +144,7 @@ class _Keeper:
         elif word == "clear":
             self.settled_s = math.inf
             self._clear()
+            self.expect_nothing()  # it takes as long as it takes to join again
         else:
             self._drop(name)
         if word == "put":

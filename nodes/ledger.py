@@ -195,17 +195,21 @@ class Ledger:
             connection, question, _ = asked
             connection.ticket, connection.question = 0, None
             self._changed[connection] = None
-            self.answers.get(type(question), self._as_it_is)(connection, question, message)
+            self.answers.get(type(question), self.forward)(connection, question, message)
         elif type(message) is wire.Opened:  # too late: nobody waits for it any more
             self.tell(wire.Close(message.region, 1))
         self.commit()
 
-    def _as_it_is(self, connection: Connection, _: Any, answer: Any) -> None:
+    def forward(self, connection: Connection, _: Any, answer: Any) -> None:
+        """Hand the directory's answer to the application as it is."""
         self.reply(connection, answer._replace(ticket=0))
 
     def succeeded(self, connection: Connection, _: Any, answer: Any) -> None:
-        """Hand the directory's answer to the application as it is; a bare success is told as Ready."""
-        self.reply(connection, wire.Ready() if type(answer) is wire.Granted else answer._replace(ticket=0))
+        """As :meth:`forward`, but a bare success is told as Ready."""
+        if type(answer) is wire.Granted:
+            self.reply(connection, wire.Ready())
+        else:
+            self.forward(connection, _, answer)
 
     def open_questions(self) -> list[Any]:
         """What the directory has not answered yet."""

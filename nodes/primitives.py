@@ -67,7 +67,7 @@ class Primitives:
                 self._ledger.leave(connection)
                 return
             connection.locks[m.name] = (m.ticket, wire.encode(m))
-        self._ledger.reply(connection, answer._replace(ticket=0))
+        self._ledger.forward(connection, m, answer)
 
     def suspend(self) -> None:
         """Give no lock to anybody until :meth:`resume`."""
@@ -218,9 +218,10 @@ class Primitives:
             acquire = wire.decode(acquired)
             assert isinstance(acquire, wire.Acquire), name
             self._locks.restore(acquire, grant)
-        connection.party = next((party for party in self._parties.values() if party.number == number), None)
-        if connection.party is not None:
-            connection.party.connections += 1
+        party = self._parties.get(connection.pid or -number)
+        if party is not None and party.number == number:
+            connection.party = party
+            party.connections += 1
 
     def restate(self) -> list[wire.Message]:
         """Which locks this node has. Those that nobody holds the directory takes back."""

@@ -121,7 +121,7 @@ class DirectoryHost:
             return
         network = self.cluster.network
         network.forget(host.number, DIRECTORY)
-        host.links.directory_died(network.leave_on_its_way(DIRECTORY, host.number))
+        host.links.directory_died()
         if host.serving:
             self.world.after(self.world.spread(20 * US, 100 * MS), host.forgotten)
 
@@ -182,7 +182,7 @@ class SimulatedCluster:
         self.directory.restart(downtime)
         for host in self.hosts.values():
             self.network.forget(host.number, DIRECTORY)
-            host.links.directory_died(self.network.leave_on_its_way(DIRECTORY, host.number))
+            host.links.directory_died()
             if host.serving:
                 self.world.at(self.directory.stopped_until + self.world.spread(20 * US, 2 * S), host.forgotten)
 

@@ -91,11 +91,8 @@ class Host:
         self._killed_keeping = False
         self.asked: set[tuple[int, int]] = set()  # by agents that were killed: pages, by region
         self.listener = Listener()
-        self.notes, self.shelf, self.retained = (
-            Notes(self.called),
-            Shelf(self.keeps, self.listener),
-            Retained(self.called),
-        )
+        self.notes, self.retained = Notes(self.called), Retained(self.called)
+        self.shelf = Shelf(self.keeps, self.listener)
         self.links = Links(cluster.network, number, cluster.peer, cluster.directory.receive)
         self.links.called = self.called
         self._begin()

@@ -155,16 +155,21 @@ class Network:
             if channel is not None:
                 channel.ended = True
                 channel.packets.clear()
-        for channel in self._orphaned:  # a receiver that is another process now has another connection
+        self.hang_up(source, to)
+
+    def hang_up(self, source: int, to: int) -> None:
+        """The receiver is another process now, or has noticed that the sender is: nothing of that one arrives more."""
+        for channel in self._orphaned:
             if (channel.source, channel.to) == (source, to):
                 channel.packets.clear()
+        self._orphaned = [channel for channel in self._orphaned if channel.packets]
 
-    def leave_on_its_way(self, source: int, to: int) -> Channel | None:
+    def leave_on_its_way(self, source: int, to: int) -> None:
         """The sender has died: some of what is under way arrives still, and nothing else on this connection."""
         channel = self._channels.pop((source, to, False), None)
         if channel is not None:
             channel.lose(self.world.chance.randint(0, len(channel.packets)))
-        return channel
+            self._orphaned.append(channel)
 
     def anew(self, links: Links) -> Links:
         """An agent was killed. What it has sent may arrive, or not; what was sent to it does not, and the next one does
@@ -262,19 +267,15 @@ class Links:
         self.called = called
         self.anew = anew
         self.dead = False  # the connection to the directory; nobody has noticed
-        self._last_words: list[Channel] = []  # of the directory that was killed, perhaps more than once
 
-    def directory_died(self, last_words: Channel | None) -> None:
-        """It was killed: what is sent to it is lost."""
+    def directory_died(self) -> None:
+        """It was killed: what is sent to it is lost, and what it has sent may arrive still."""
         self.dead = True
-        if last_words is not None:
-            self._last_words.append(last_words)
+        self._network.leave_on_its_way(DIRECTORY, self.node)
 
     def hang_up(self) -> None:
         """That is noticed: nothing comes from it any more."""
-        for channel in self._last_words:
-            channel.packets.clear()
-        self._last_words.clear()
+        self._network.hang_up(DIRECTORY, self.node)
 
     def rejoin(self) -> None:
         self.dead = False

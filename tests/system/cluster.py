@@ -210,11 +210,13 @@ class Cluster:
         """Another directory takes its place."""
         self.directory = self._start_directory(self.directory.address)
 
-    def add_node(self, name: str) -> launch.Service:
-        """Start one more agent."""
+    def add_node(self, name: str, with_parent: bool = True) -> launch.Service:
+        """Start one more agent, by default as a launcher does."""
         path = self.home / f"{len(self.nodes)}.sock"
         log = self._log(name)
-        node = launch.start_node(self.directory.address, socket=path, name=name, key=self.key, stderr=log)
+        node = launch.start_node(
+            self.directory.address, socket=path, name=name, key=self.key, with_parent=with_parent, stderr=log
+        )
         self.nodes.append(node)
         return node
 

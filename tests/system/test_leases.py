@@ -12,7 +12,7 @@ from application import hear, say
 from cluster import Cluster, until
 
 import dsm
-from dsm import asking, launch, wire
+from dsm import asking, wire
 from dsm.constants import LEASE_S
 
 
@@ -62,12 +62,7 @@ def lost(name: str) -> list[Any]:
 
 
 def test_a_node_that_was_given_up_comes_back_as_another(cluster: Cluster) -> None:
-    path = cluster.home / "2.sock"
-    with (cluster.home / "standalone.log").open("ab") as log:
-        node = launch.start_node(
-            cluster.directory.address, socket=path, name="standalone", with_parent=False, stderr=log
-        )
-    cluster.nodes.append(node)
+    cluster.add_node("standalone", with_parent=False)
     app = cluster.start(read_and_write, "shared", 0, node=2)
     app.hear()
     before = members(cluster)

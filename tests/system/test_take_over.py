@@ -14,7 +14,7 @@ from application import hear, say
 from cluster import Cluster, until
 
 import dsm
-from dsm import launch, wire
+from dsm import wire
 from dsm.constants import LEASE_S
 
 ROUNDS = 6
@@ -103,12 +103,7 @@ def test_an_agent_that_is_stopped_is_replaced_before_its_lease_is_over(cluster: 
 
 
 def test_an_agent_that_is_stopped_while_its_lease_is_over_takes_its_applications_along(cluster: Cluster) -> None:
-    with (cluster.home / "standalone.log").open("ab") as log:
-        cluster.nodes.append(
-            launch.start_node(
-                cluster.directory.address, socket=cluster.path(2), name="standalone", with_parent=False, stderr=log
-            )
-        )
+    cluster.add_node("standalone", with_parent=False)
     app = cluster.start(work, 0, node=2)
     app.hear()
     os.kill(cluster.directory.process.pid, signal.SIGSTOP)
@@ -228,12 +223,7 @@ def test_attaching_goes_on(cluster: Cluster) -> None:
 
 
 def test_an_agent_that_is_killed_while_its_lease_is_over_is_not_replaced(cluster: Cluster) -> None:
-    with (cluster.home / "standalone.log").open("ab") as log:
-        cluster.nodes.append(
-            launch.start_node(
-                cluster.directory.address, socket=cluster.path(2), name="standalone", with_parent=False, stderr=log
-            )
-        )
+    cluster.add_node("standalone", with_parent=False)
     app = cluster.start(die_with_it, node=2)
     app.hear()
     before, member = cluster.agent(2), cluster.status(2)["node"]["id"]
@@ -248,12 +238,7 @@ def test_an_agent_that_is_killed_while_its_lease_is_over_is_not_replaced(cluster
 
 
 def test_an_agent_that_is_killed_while_it_waits_for_a_directory_is_replaced(cluster: Cluster) -> None:
-    with (cluster.home / "standalone.log").open("ab") as log:
-        cluster.nodes.append(
-            launch.start_node(
-                cluster.directory.address, socket=cluster.path(2), name="standalone", with_parent=False, stderr=log
-            )
-        )
+    cluster.add_node("standalone", with_parent=False)
     with cluster.stopped(2):
         time.sleep(LEASE_S + 1)
     until(lambda: "event=rejoined" in cluster.logs(), "another membership")
