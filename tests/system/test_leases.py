@@ -45,7 +45,8 @@ def test_applications_wait_for_a_directory_that_is_silent_for_longer_than_a_leas
     finally:
         os.kill(pid, signal.SIGCONT)
     for app in apps:
-        app.hear()
+        app.hear()  # both have stored, before either looks
+    for app in apps:
         app.tell(0)
     assert [app.result()[:2] for app in apps] == [[12, 12], [12, 12]]
     assert cluster.logs().count("event=resumed") == 2
